@@ -1,0 +1,280 @@
+"""The values that pass between the layers: frozen, slotted, without behaviour beyond their own consistency.
+
+Times are seconds since the epoch (float) and cross restarts; durations are seconds; sizes are bytes; ids that
+people see are strings. Untrusted input becomes one of these only after the HTTP layer validated its shape.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+# -- sandboxes ----------------------------------------------------------------------------------------------------
+
+
+class SandboxState(enum.StrEnum):
+    CREATING = "creating"
+    RUNNING = "running"
+    EXITED = "exited"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
+# Everything that may happen to a sandbox. A record enters at CREATING before the first kernel effect and is
+# dropped at DELETED after the last one is undone, so a daemon that died in between finds what it left behind.
+#
+#   CREATING   the record exists; the machine may exist in part. A start-up that finds it deletes it.
+#   RUNNING    sandbox-init answered. A start-up that finds it attaches, or learns that it EXITED.
+#   EXITED     its pid 1 is gone though nobody asked; files stay until it is deleted.
+#   DELETING   somebody asked, or its lifetime is over; a start-up that finds it finishes the job.
+TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = MappingProxyType(
+    {
+        SandboxState.CREATING: frozenset({SandboxState.RUNNING, SandboxState.DELETING}),
+        SandboxState.RUNNING: frozenset({SandboxState.EXITED, SandboxState.DELETING}),
+        SandboxState.EXITED: frozenset({SandboxState.DELETING}),
+        SandboxState.DELETING: frozenset({SandboxState.DELETED}),
+        SandboxState.DELETED: frozenset(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one sandbox may use; None means not limited. Enforced by cgroup v2, or refused (DESIGN: never pretend)."""
+
+    memory: int | None = None
+    """bytes of memory.max"""
+    swap: int | None = None
+    """bytes of memory.swap.max"""
+    pids: int | None = None
+    cpus: float | None = None
+    """processors' worth of time, e.g. 1.5"""
+    cpu_weight: int | None = None
+    """1..10000, relative share under contention; 100 is the kernel's default"""
+    read_bps: int | None = None
+    """bytes per second read from the disk that holds the state directory"""
+    write_bps: int | None = None
+
+    def named(self) -> dict[str, int | float]:
+        """The limits that are set, by name."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What a client asked for, with every default filled in."""
+
+    image: str
+    """digest of the image, resolved from the name asked for"""
+    image_name: str
+    name: str | None = None
+    env: Mapping[str, str] = EMPTY
+    metadata: Mapping[str, str] = EMPTY
+    limits: Limits = field(default_factory=Limits)
+    user: str = ""
+    workdir: str = ""
+    hostname: str = "sandbox"
+    timeout: float | None = None
+    """lifetime in seconds from creation"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What is needed to find a running sandbox's processes again after a restart of the daemon."""
+
+    pid: int
+    """host pid of sandbox-init"""
+    pid_started: int
+    """its start time in clock ticks since boot: with the boot id, a pid's identity"""
+    monitor: int
+    """host pid of the bwrap that started it and stays as its parent"""
+    monitor_started: int
+    host_boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """One sandbox as the store and the API know it."""
+
+    id: str
+    state: SandboxState
+    spec: SandboxSpec
+    created_at: float
+    range_start: int
+    """first of the 65536 host ids that are this sandbox's own (0 while none is assigned)"""
+    started_at: float | None = None
+    ended_at: float | None = None
+    expires_at: float | None = None
+    end_reason: str | None = None
+    machine: Machine | None = None
+
+
+# -- images -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """A host path shown read-only inside."""
+
+    source: Path
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    digest: str
+    names: tuple[str, ...]
+    created_at: float
+    size: int
+    rootfs: Path
+    user: str = ""
+    workdir: str = ""
+    env: Mapping[str, str] = EMPTY
+    binds: tuple[Bind, ...] = ()
+    hidden: tuple[str, ...] = ()
+    """paths covered by an empty directory, for images made of the host's own files"""
+    source: str = ""
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalSize:
+    cols: int = 80
+    rows: int = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandSpec:
+    argv: tuple[str, ...]
+    shell: bool = False
+    """argv is one string for the sandbox's shell"""
+    cwd: str = ""
+    env: Mapping[str, str] = EMPTY
+    user: str = ""
+    stdin: bool = False
+    """a pipe that the client feeds; otherwise /dev/null"""
+    terminal: TerminalSize | None = None
+    timeout: float | None = None
+
+
+class StreamName(enum.StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandStarted:
+    id: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    stream: StreamName
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGap:
+    """Bytes that nobody can read any more: the ring moved on while nobody listened."""
+
+    stream: StreamName
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class StdinAccepted:
+    total: int
+    """bytes of stdin that have reached the command so far"""
+    closed: bool = False
+    """the command no longer reads: nothing more will be accepted"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandExited:
+    exit_code: int | None
+    """None when a signal ended it"""
+    signal: int | None
+    duration: float
+    timed_out: bool = False
+    oom_killed: bool = False
+    output_incomplete: bool = False
+    """a process of the command lives on and still holds its output open"""
+    cpu_time: float = 0.0
+    max_rss: int = 0
+
+
+CommandEvent = CommandStarted | OutputChunk | OutputGap | StdinAccepted | CommandExited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    stdout: bytes
+    stderr: bytes
+    exited: CommandExited
+    truncated: bool = False
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+FileType = Literal["file", "directory", "symlink", "fifo", "socket", "char", "block", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    path: str
+    type: FileType
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    owner: str
+    group: str
+    modified_at: float
+    target: str | None = None
+
+
+# -- events, metrics, keys ----------------------------------------------------------------------------------------
+
+
+class EventKind(enum.StrEnum):
+    CREATED = "created"
+    STARTED = "started"
+    EXITED = "exited"
+    OOM = "oom"
+    EXPIRED = "expired"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    id: int
+    """grows by one per event and survives restarts, so a client can resume after the last one it saw"""
+    at: float
+    kind: EventKind
+    sandbox: str
+    facts: Mapping[str, Any] = MappingProxyType({})
+
+
+class Scope(enum.StrEnum):
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    id: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at: float
+    last_used_at: float | None = None
