@@ -16,7 +16,6 @@ from typing import Self
 from sandboxd.kernel.cgroups import Cgroup
 
 IN_CLOEXEC = os.O_CLOEXEC
-IN_IGNORED = 0x8000
 IN_MODIFY = 0x2
 IN_NONBLOCK = os.O_NONBLOCK
 IN_Q_OVERFLOW = 0x4000
@@ -34,8 +33,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class CgroupWatcher:
     """Says which cgroups have news. `fileno()` polls readable when `read()` has something to return.
 
-    News means: read `frozen`, `populated`, memory_events() again. Several changes may come as one, and the
-    kernel holds back memory events to one in 10 ms, so counters are to be compared, not events counted.
+    News means: read `frozen`, `populated`, memory_events() again. Several changes may come as one, so counters
+    are to be compared, not events counted; and there may be none after all.
+
+    The kernel holds back a file's second notice within 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV). Where that matters,
+    look first and wait then: a freeze is mostly over at once, and the end of a sandbox that lived for 5 ms is
+    told sooner by a pidfd.
 
     Owns: one inotify descriptor, closed by close() or on leaving `with`.
     Raises: OSError EMFILE when the user has no inotify instance left (fs.inotify.max_user_instances).
@@ -83,24 +86,22 @@ class CgroupWatcher:
         self._cgroups.update(dict.fromkeys(watches, cgroup))
 
     def discard(self, cgroup: Cgroup) -> None:
-        """Stop watching; one that is not watched, or is gone, is fine."""
+        """Stop watching; one that is not watched, or is gone, is fine.
+
+        To be called for every cgroup: the kernel keeps the watches of one that was removed.
+        """
         for watch in self._watches.pop(cgroup, ()):
             del self._cgroups[watch]
             _libc.inotify_rm_watch(self._fd, watch)
 
     def read(self) -> frozenset[Cgroup]:
-        """The cgroups with news since the last call; empty when there is none. Never blocks.
-
-        A cgroup that was removed is reported once more and then no longer watched.
-        """
+        """The cgroups with news since the last call; empty when there is none. Never blocks."""
         changed: set[Cgroup] = set()
         for watch, mask in self._events():
             if mask & IN_Q_OVERFLOW:
                 changed.update(self._watches)
             elif cgroup := self._cgroups.get(watch):
                 changed.add(cgroup)
-                if mask & IN_IGNORED:
-                    self.discard(cgroup)
         return frozenset(changed)
 
     def _events(self) -> Iterator[tuple[int, int]]:

@@ -52,7 +52,7 @@ class CgroupSupport:
 
 @dataclass(frozen=True, slots=True)
 class CgroupTree:
-    """The directory that holds one daemon's sandboxes. `refused` maps a controller to the kernel's objection."""
+    """The directory of one daemon's sandboxes. `refused` maps a controller to the kernel's objection."""
 
     path: Path
     controllers: frozenset[str]
@@ -76,7 +76,7 @@ class CgroupTree:
         return Cgroup.create(self.path / name, limits)
 
     def names(self) -> frozenset[str]:
-        """The sandboxes that have a cgroup, those of a previous daemon included: what a sweep goes through."""
+        """The sandboxes that have a cgroup, a previous daemon's included: what a sweep goes through."""
         with os.scandir(self.path) as entries:
             return frozenset(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
@@ -137,7 +137,7 @@ class _Mount:
 
 
 def _cgroup2_mounts(mountinfo: str) -> Iterator[_Mount]:
-    """The cgroup2 mounts that can be reached, last mounted first (it hides earlier ones on the same place)."""
+    """The cgroup2 mounts that can be reached, the last one first."""
     for line in reversed(mountinfo.splitlines()):
         left, _, right = line.partition(" - ")
         if not right.startswith("cgroup2 "):
@@ -189,7 +189,7 @@ def _candidates(mount: Path, own: Path | None) -> list[Path]:
 
 
 def _is_delegated(cgroup: Path) -> bool:
-    """Whether systemd handed this cgroup over. To root every cgroup is writable, so permissions say nothing."""
+    """Whether systemd handed this cgroup over. Permissions do not say: root may write them all."""
     for name in ("trusted.delegate", "user.delegate"):
         try:
             if os.getxattr(cgroup, name) == b"1":
@@ -226,9 +226,7 @@ def _describe(mount: Path, root: Path) -> CgroupSupport:
 
 
 def _probe_features(root: Path) -> tuple[bool, bool]:
-    """Whether a child of root has cgroup.freeze and cgroup.kill: tried, since the top of a hierarchy shows
-    neither.
-    """
+    """Whether a child of root has cgroup.freeze and cgroup.kill; the top of a hierarchy shows neither."""
     probe = root / f"sandboxd-probe-{secrets.token_hex(4)}"
     probe.mkdir()
     try:
