@@ -107,9 +107,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
         raise oserror(f"mount {kind}", target)
 
 
-def mount_setattr(
-    tree: int, *, attr_set: int, userns: int = 0, flags: int = AT_EMPTY_PATH, path: str = ""
-) -> None:
+def mount_setattr(tree: int, *, attr_set: int, userns: int = 0, flags: int = AT_EMPTY_PATH, path: str = "") -> None:
     attributes = MountAttr(attr_set=attr_set, userns_fd=userns)
     _syscall(
         "mount_setattr",
@@ -140,9 +138,7 @@ def move_mount(tree: int, target: str) -> None:
 def open_tree(path: str, *, recursive: bool = False) -> int:
     """A detached clone of the mount at `path`, as a descriptor."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
-    return _syscall(
-        "open_tree", path, _NR_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags)
-    )
+    return _syscall("open_tree", path, _NR_OPEN_TREE, ctypes.c_int(AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags))
 
 
 def openat2(directory: int, path: str, *, flags: int, resolve: int, mode: int = 0) -> int:

@@ -1,0 +1,180 @@
+"""The daemon's configuration: one frozen model, a TOML file over built-in defaults, unknown keys refused.
+
+    sandboxd serve --config /etc/sandboxd/sandboxd.toml
+
+Command-line options override the file. Every key, its unit and its default is a field below; README lists them.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sandboxd.errors import StartupError
+
+MIB = 1024 * 1024
+DAY = 86400.0
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+# Where the files that are not Python are: beside the package in a checkout, in the prefix when installed.
+_ASSET_ROOTS = (_CHECKOUT, Path(sys.prefix) / "share/sandboxd", Path("/usr/share/sandboxd"))
+
+
+def is_root() -> bool:
+    """Whether this process is root on the host (not in a user namespace of its own)."""
+    return os.geteuid() == 0 and not in_own_userns()
+
+
+def in_own_userns() -> bool:
+    """Whether ids are mapped here, as they are after a rootless daemon re-executed itself."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
+def find_asset(name: str) -> Path:
+    """A file shipped with sandboxd, e.g. "seccomp/default.json"."""
+    for root in _ASSET_ROOTS:
+        if (root / name).exists():
+            return root / name
+    places = ", ".join(str(root) for root in _ASSET_ROOTS)
+    raise StartupError(f"cannot find {name} under {places}: run `make setup`, or install the sandboxd package")
+
+
+def _user_directory(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "sandboxd"
+
+
+def default_state_dir() -> Path:
+    return Path("/var/lib/sandboxd") if _privileged() else _user_directory("XDG_STATE_HOME", ".local/state")
+
+
+def default_runtime_dir() -> Path:
+    if _privileged():
+        return Path("/run/sandboxd")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "sandboxd" if runtime else default_state_dir() / "run"
+
+
+def default_image_dir() -> Path:
+    if _privileged():
+        return Path("/var/lib/sandboxd/images")
+    return _user_directory("XDG_DATA_HOME", ".local/share") / "images"
+
+
+def _privileged() -> bool:
+    return is_root()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Seconds = Annotated[float, Field(gt=0, le=10 * DAY)]
+Bytes = Annotated[int, Field(ge=1024)]
+
+
+class HttpConfig(_Section):
+    max_body_bytes: Bytes = 64 * MIB
+    """largest JSON body; uploads of files are streamed and have no such limit"""
+    max_header_bytes: Bytes = 64 * 1024
+    max_connections: Annotated[int, Field(ge=1)] = 4096
+    keep_alive: Seconds = 620.0
+    """idle connections close after this; longer than the 300 s that common client pools keep theirs"""
+    header_timeout: Seconds = 30.0
+    body_idle_timeout: Seconds = 120.0
+
+
+class SandboxConfig(_Section):
+    max_sandboxes: Annotated[int, Field(ge=1, le=20000)] = 2000
+    default_image: str = "base"
+    max_timeout: Seconds = DAY
+    """longest lifetime a client may ask for"""
+    default_timeout: Seconds | None = None
+    """lifetime of a sandbox whose client asked for none; by default it lives until deleted"""
+    max_processes: Annotated[int, Field(ge=16)] = 4096
+    """bound on all processes of one sandbox, in force even where the host has no pids controller"""
+    max_output_bytes: Bytes = 128 * MIB
+    """most output of one stream that `shell` keeps; what is beyond is dropped and reported as truncated"""
+    output_ring_bytes: Bytes = MIB
+    lenient_limits: bool = False
+    """accept limits that this host cannot enforce (they are reported as not enforced) instead of refusing them"""
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    runtime_dir: Path = Field(default_factory=default_runtime_dir)
+    image_dir: Path = Field(default_factory=default_image_dir)
+    listen: tuple[str, ...] = ()
+    """`unix:PATH` or `tcp:HOST:PORT`; by default the socket sandboxd.sock in the runtime directory"""
+    socket_group: str | None = None
+    """group that may use the Unix socket beside the daemon's own user"""
+    cgroup_root: Path | None = None
+    """delegated cgroup v2 directory; found by itself when not given"""
+    range_first: Annotated[int, Field(ge=65536)] = 1879048192
+    """first host id given to sandboxes (as root). The default, 0x70000000, is above what useradd and systemd hand out"""
+    bwrap: Path | None = None
+    init: Path | None = None
+    seccomp_profile: Path | None = None
+    shutdown_grace: Seconds = 10.0
+    """how long requests under way may take to end after SIGTERM"""
+    log_format: Annotated[str, Field(pattern="^(text|json)$")] = "text"
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    http: HttpConfig = HttpConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+
+    @field_validator("state_dir", "runtime_dir", "image_dir", "cgroup_root", "bwrap", "init", "seccomp_profile")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path if path is None else Path(os.path.abspath(path.expanduser()))
+
+    def listeners(self) -> tuple[str, ...]:
+        return self.listen or (f"unix:{self.runtime_dir / 'sandboxd.sock'}",)
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
+    """The configuration from a file (if any) and the command line. Raises: StartupError naming the line."""
+    text = ""
+    if path is not None:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"cannot read {path}: {error}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"cannot read {path}: {error}") from error
+    try:
+        return Config.model_validate({**values, **overrides})
+    except ValidationError as error:
+        raise StartupError(f"cannot use {path or 'the options'}: {_explain(error, text)}") from error
+
+
+def _explain(error: ValidationError, text: str) -> str:
+    return "; ".join(_explain_one(item["loc"], item["msg"], item["type"], text) for item in error.errors())
+
+
+def _explain_one(location: tuple[int | str, ...], message: str, kind: str, text: str) -> str:
+    name = ".".join(str(part) for part in location)
+    line = _line_of([str(part) for part in location if isinstance(part, str)], text)
+    what = "unknown key" if kind == "extra_forbidden" else message
+    return f"line {line}: {name}: {what}" if line else f"{name}: {what}"
+
+
+def _line_of(keys: list[str], text: str) -> int | None:
+    """The line that sets a key. tomllib keeps no positions, so look for the key in its table's part of the text."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            table = header[1]
+            if table.split(".") == keys:
+                return number
+        elif (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)) is not None:
+            path = [*table.split("."), *key[1].split(".")] if table else key[1].split(".")
+            if [part.strip("\"' ") for part in path] == keys[: len(path)]:
+                return number
+    return None

@@ -1,0 +1,142 @@
+"""What the service needs of a way to isolate: launch a plan, find a machine again, destroy it.
+
+Two kinds of it pass the same contract tests (tests/isolation/contract.py): bubblewrap, and a fake for tests that
+runs sandbox-init without isolation.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from sandboxd.errors import SandboxLost
+from sandboxd.isolation.init_client import InitClient
+from sandboxd.isolation.plan import LaunchPlan
+from sandboxd.kernel import procstat
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import Machine
+
+# A SIGKILLed process that does not go within this time hangs in the kernel (a dead network mount, a kernel bug).
+KILL_LIMIT = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class RunningMachine:
+    """A live sandbox seen from the host.
+
+    Owns: the pidfds of sandbox-init and of its monitor, and the sandbox's cgroup directory.
+    Cancelled: destroy() may be called again.
+    """
+
+    machine: Machine
+    init: InitClient
+    cgroup: Cgroup | None
+    init_pidfd: int
+    monitor_pidfd: int | None
+
+    async def wait_ended(self) -> None:
+        """Return when sandbox-init, and with it every process of the sandbox, is gone."""
+        await trio.lowlevel.wait_readable(self.init_pidfd)
+
+    def ended(self) -> bool:
+        return not _alive(self.init_pidfd)
+
+    async def destroy(self) -> None:
+        """Kill everything and return when no process and no cgroup is left. Raises: SandboxLost if it cannot."""
+        if self.cgroup is not None:
+            self.cgroup.kill()
+        _kill(self.init_pidfd)
+        with trio.move_on_after(KILL_LIMIT) as limit:
+            await self.wait_ended()
+            if self.monitor_pidfd is not None:
+                await trio.lowlevel.wait_readable(self.monitor_pidfd)
+            if self.cgroup is not None:
+                await remove_cgroup(self.cgroup)
+        if limit.cancelled_caught:
+            raise SandboxLost(f"cannot end process {self.machine.pid}: it does not react to SIGKILL")
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the machine without touching it."""
+        for descriptor in (self.init_pidfd, self.monitor_pidfd):
+            if descriptor is not None and descriptor >= 0:
+                trio.lowlevel.notify_closing(descriptor)
+                os.close(descriptor)
+        self.init_pidfd, self.monitor_pidfd = -1, None
+
+
+class Backend(Protocol):
+    """A way to isolate. Its methods raise LaunchFailed when the host is at fault and RequestError when the plan is."""
+
+    name: str
+
+    async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
+        """Start the plan; returns when sandbox-init answers. On any failure or cancellation nothing is left."""
+
+    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
+        """The machine that an earlier daemon started, or None if it is gone."""
+
+    async def prepare(self, range_start: int) -> None:
+        """Do ahead of time what a launch in this id range would have to do first."""
+
+    def close(self) -> None: ...
+
+
+def attach_by_pid(machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
+    """Find a machine again by pid, start time and boot id: together they cannot name another process."""
+    if machine.host_boot_id != procstat.boot_id():
+        return None
+    init_pidfd = open_pidfd(machine.pid, machine.pid_started)
+    if init_pidfd is None:
+        return None
+    return RunningMachine(
+        machine=machine,
+        init=InitClient(runtime / "init.sock"),
+        cgroup=cgroup,
+        init_pidfd=init_pidfd,
+        monitor_pidfd=open_pidfd(machine.monitor, machine.monitor_started),
+    )
+
+
+def open_pidfd(pid: int, started: int) -> int | None:
+    """A pidfd of the process `pid` that started at `started` (clock ticks since boot); None if it is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if procstat.start_time(pid) == started and _alive(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+async def remove_cgroup(cgroup: Cgroup) -> None:
+    """Remove the directory, waiting out the moment in which the kernel still counts the last dead process in it."""
+    while True:
+        try:
+            cgroup.remove()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            cgroup.kill()
+            await trio.sleep(0.001)
+        else:
+            return
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _alive(pidfd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    return True

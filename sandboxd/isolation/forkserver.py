@@ -1,0 +1,168 @@
+"""The fork server: a small single-threaded process that starts sandboxes for the daemon.
+
+Why not from the daemon itself: it has threads, so nothing but exec may follow a fork there, and forking its memory
+costs more than all the mounts. This process imports the standard library and sandboxd.kernel only; a child of it
+builds the sandbox's root in a mount namespace of its own, enters the sandbox's user namespace, and execs bwrap.
+
+It talks over one SOCK_SEQPACKET socket: a JSON request with descriptors (SCM_RIGHTS), a JSON reply. It ends when
+the daemon closes the socket. The sandboxes do not end with it: they are reparented, and found again by pid.
+
+Run as: python -I -S forkserver.py SOCKET_FD   (with sandboxd's parent directory as the second argument)
+"""
+
+import array
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+MAX_REQUEST = 128 * 1024
+MAX_DESCRIPTORS = 16
+# Above every descriptor the child opens while it works, so that fixed numbers can be handed to the program.
+FIRST_PASSED = 200
+
+
+def main(control: socket.socket) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    namespaces: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(wakeup_read, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        if wakeup_read in ready:
+            os.read(wakeup_read, 4096)
+            _reap()
+        if control.fileno() in ready and not _serve_one(control, namespaces):
+            return
+
+
+def _reap() -> None:
+    """waitpid(-1) is right here and only here: every child of this process is a bwrap that nobody else waits for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _serve_one(control: socket.socket, namespaces: dict[int, int]) -> bool:
+    request, descriptors = _receive(control)
+    if request is None:
+        return False
+    try:
+        if request["op"] == "launch":
+            reply: dict[str, Any] = {"pid": _launch(request["plan"], descriptors, namespaces)}
+        elif request["op"] == "prepare":
+            _namespace(request["start"], request["max_processes"], namespaces)
+            reply = {}
+        else:
+            reply = {"error": f"unknown operation {request['op']!r}"}
+    except OSError as error:
+        reply = {"error": str(error), "errno": error.errno}
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    control.send(json.dumps(reply).encode())
+    return True
+
+
+def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    data, ancillary, _, _ = control.recvmsg(
+        MAX_REQUEST, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+    )
+    received = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+    return (json.loads(data) if data else None), list(received)
+
+
+def _namespace(start: int, max_processes: int, namespaces: dict[int, int]) -> int:
+    """The range's user namespace. One is made per range and kept: making it costs a quarter of a whole launch."""
+    if start not in namespaces:
+        namespaces[start] = make_userns(start, max_processes=max_processes)
+    return namespaces[start]
+
+
+def _launch(plan: dict[str, Any], descriptors: list[int], namespaces: dict[int, int]) -> int:
+    """Start one sandbox; the pid of the child. What goes wrong in the child is told through its `error` pipe."""
+    userns = _namespace(plan["range_start"], plan["max_processes"], namespaces)
+    named = dict(zip(plan["descriptors"], descriptors, strict=True))
+    child = syscalls.clone3(flags=syscalls.CLONE_NEWNS, cgroup=named.get("cgroup", -1))
+    if child:
+        return child
+    try:
+        _become_sandbox(plan, named, userns)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(named["error"], str(error).encode()[:4000] or b"unknown failure")
+    finally:
+        os._exit(127)
+
+
+def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    overlay.make_private_stage(plan["stage"])
+    for source, name, idmapped in plan["mounts"]:
+        overlay.attach(source, name, userns=userns if idmapped else None)
+    overlay.mount_overlay(
+        plan["lowers"],
+        plan["writable"],
+        plan["root"],
+        root_id=plan["range_start"],
+        userxattr=not plan["idmapped"],
+    )
+    log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
+        _write("/proc/self/oom_score_adj", "500")
+    enter_userns(userns)
+    overlay.check_mount_points(plan["root"], plan["mount_points"])
+    os.umask(0o022)
+    _place_standard_streams(log)
+    placed = _pass_descriptors(named)
+    argv = [placed.get(part, part) for part in plan["argv"]]
+    os.execv(argv[0], argv)
+
+
+def _place_standard_streams(log: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+
+
+def _pass_descriptors(named: dict[str, int]) -> dict[str, str]:
+    """Give the program its descriptors under fixed numbers, by placeholder; all others close on exec."""
+    passed = {}
+    for offset, (name, descriptor) in enumerate(named.items()):
+        if name not in ("error", "cgroup"):
+            os.dup2(descriptor, FIRST_PASSED + offset, inheritable=True)
+            passed["{" + name + "}"] = str(FIRST_PASSED + offset)
+    return passed
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[2])
+
+from sandboxd.kernel import overlay, syscalls
+from sandboxd.kernel.userns import enter_userns, make_userns
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))

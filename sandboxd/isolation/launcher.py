@@ -1,0 +1,87 @@
+"""The daemon's end of the fork server (see forkserver.py): one request at a time, descriptors beside it."""
+
+import array
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from sandboxd.errors import LaunchFailed
+from sandboxd.isolation.plan import ForkRequest
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_MAX_REPLY = 64 * 1024
+
+
+class Launcher:
+    """Owns: the fork server process and the socket to it. Made anew if it dies.
+
+    Cancelled: a request that was sent is always read to its reply (it takes about a millisecond), so request and
+    reply never go out of step. Raises: LaunchFailed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._control: trio.socket.SocketType | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def prepare(self, start: int, *, max_processes: int) -> None:
+        """Make a range's user namespace ahead of its first launch."""
+        await self._call({"op": "prepare", "start": start, "max_processes": max_processes}, ())
+
+    async def launch(self, request: ForkRequest, descriptors: Mapping[str, int]) -> int:
+        """The host pid of the started child. The descriptors stay the caller's."""
+        ordered = [descriptors[name] for name in request.descriptors]
+        reply = await self._call({"op": "launch", "plan": request.to_wire()}, ordered)
+        return int(reply["pid"])
+
+    async def _call(self, request: dict[str, Any], descriptors: "tuple[int, ...] | list[int]") -> dict[str, Any]:
+        async with self._lock:
+            with trio.CancelScope(shield=True):
+                try:
+                    reply = await self._exchange(json.dumps(request).encode(), descriptors)
+                except OSError as error:
+                    self.close()
+                    raise LaunchFailed(f"cannot reach the fork server: {error}") from error
+                if not reply:
+                    self.close()
+                    raise LaunchFailed("cannot start the sandbox: the fork server died, try again")
+        answer: dict[str, Any] = json.loads(reply)
+        if "error" in answer:
+            raise LaunchFailed(f"cannot start the sandbox: {answer['error']}", errno=answer.get("errno"))
+        return answer
+
+    async def _exchange(self, message: bytes, descriptors: "tuple[int, ...] | list[int]") -> bytes:
+        control = self._control or self._start()
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        await control.sendmsg([message], ancillary)
+        return await control.recv(_MAX_REPLY)
+
+    def _start(self) -> trio.socket.SocketType:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            script = str(_PACKAGE / "isolation" / "forkserver.py")
+            # Not waited for by trio: the process has to outlive any one task, and close() reaps it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", script, str(theirs.fileno()), str(_PACKAGE.parent)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._control = trio.socket.from_stdlib_socket(ours)
+        return self._control
+
+    def close(self) -> None:
+        """End the fork server; sandboxes it started live on."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

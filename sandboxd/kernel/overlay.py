@@ -1,0 +1,98 @@
+"""A sandbox's root: read-only layers and one writable directory, each idmapped, under an overlay.
+
+Files keep their natural ids on disk. The idmapped mounts show them in the sandbox's range, and overlayfs goes on
+top, so nothing is ever chowned. All of it happens in the launching child's own mount namespace, under a tmpfs:
+nothing is mounted on the host, so nothing can be left mounted there, whoever dies when.
+"""
+
+import os
+from collections.abc import Sequence
+
+from sandboxd.kernel import syscalls
+from sandboxd.kernel.syscalls import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
+
+UPPER = "upper"
+WORK = "work"
+
+
+def make_private_stage(stage: str) -> None:
+    """Cut mount propagation to the host and put an empty tmpfs at `stage`; the working directory moves there."""
+    syscalls.mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    syscalls.mount("stage", stage, "tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755,size=1m")
+    os.chdir(stage)
+
+
+def attach(source: str, target: str, *, userns: int | None, recursive: bool = False) -> None:
+    """Show `source` at `target` (created), seen through `userns`'s id map if one is given."""
+    tree = syscalls.open_tree(source, recursive=recursive)
+    try:
+        if userns is not None:
+            syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=userns)
+        if os.path.isdir(source):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        syscalls.move_mount(tree, target)
+    finally:
+        os.close(tree)
+
+
+def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, root_id: int, userxattr: bool) -> None:
+    """Mount the overlay at `target` (created). `writable` holds the directories UPPER and WORK.
+
+    overlayfs writes with its mounter's credentials, and those must be mapped by the layers' id map: with any other
+    fsuid it fails with EOVERFLOW and silently becomes read-only. SECBIT_NO_SETUID_FIXUP keeps the capabilities
+    that a changed fsuid would cost.
+    """
+    os.mkdir(target)
+    options = [
+        f"lowerdir={':'.join(lowers)}",
+        f"upperdir={writable}/{UPPER}",
+        f"workdir={writable}/{WORK}",
+        # A sandbox's disk is thrown away or frozen before it is copied: fsync in it may not stall the host.
+        "volatile",
+    ]
+    if userxattr:
+        options.append("userxattr")
+    syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
+    syscalls.setfsgid(root_id)
+    syscalls.setfsuid(root_id)
+    try:
+        syscalls.mount("overlay", target, "overlay", flags=MS_NOSUID | MS_NODEV, data=",".join(options))
+    finally:
+        syscalls.setfsuid(os.geteuid())
+        syscalls.setfsgid(os.getegid())
+
+
+def check_mount_points(root: str, points: Sequence[str]) -> None:
+    """Refuse a root in which a mount point is, or lies behind, a symbolic link; make the ones that are missing.
+
+    bwrap before 0.12 follows such links out of the root when it creates mount points (CVE-2026-87766), and a
+    sandbox's root is hostile. Nothing runs in it yet, so what is checked here stays true until bwrap has mounted.
+    """
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for point in points:
+            _check_mount_point(directory, point)
+    finally:
+        os.close(directory)
+
+
+def _check_mount_point(root: int, point: str) -> None:
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    parent = os.dup(root)
+    try:
+        for part in point.strip("/").split("/"):
+            try:
+                found = syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+            except FileNotFoundError:
+                os.mkdir(part, 0o755, dir_fd=parent)
+                found = syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"the image's {point} is not a plain directory, and is a mount point"
+                ) from error
+            os.close(parent)
+            parent = found
+    finally:
+        os.close(parent)
