@@ -116,7 +116,7 @@ class Config(_Section):
     cgroup_root: Path | None = None
     """delegated cgroup v2 directory; found by itself when not given"""
     range_first: Annotated[int, Field(ge=65536)] = 1879048192
-    """first host id given to sandboxes (as root). The default, 0x70000000, is above what useradd and systemd hand out"""
+    """first host id for sandboxes (as root). The default, 0x70000000, is above what useradd and systemd hand out"""
     bwrap: Path | None = None
     init: Path | None = None
     seccomp_profile: Path | None = None

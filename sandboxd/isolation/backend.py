@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,7 +72,7 @@ class RunningMachine:
 
 
 class Backend(Protocol):
-    """A way to isolate. Its methods raise LaunchFailed when the host is at fault and RequestError when the plan is."""
+    """A way to isolate. Methods raise LaunchFailed when the host is at fault and RequestError when the plan is."""
 
     name: str
 
@@ -80,6 +81,9 @@ class Backend(Protocol):
 
     def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
         """The machine that an earlier daemon started, or None if it is gone."""
+
+    async def sweep(self, sandboxes: AbstractSet[str]) -> None:
+        """End whatever runs of these sandboxes, of which nothing is known but their ids."""
 
     async def prepare(self, range_start: int) -> None:
         """Do ahead of time what a launch in this id range would have to do first."""

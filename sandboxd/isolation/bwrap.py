@@ -11,6 +11,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +33,9 @@ INIT_INSIDE = "/dev/sandbox-init"
 READY_LIMIT = 20.0
 LISTEN_BACKLOG = 128
 LOG_TAIL = 2000
+
+# In bwrap's arguments and in sandbox-init's environment: finds a sandbox's processes where there are no cgroups.
+MARK = "SANDBOXD_SANDBOX"
 
 # Docker's default set less MKNOD, NET_RAW and AUDIT_WRITE, which nothing here needs.
 CAPABILITIES = (
@@ -76,6 +80,10 @@ class BwrapBackend:
 
     def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
         return attach_by_pid(machine, runtime, cgroup=cgroup)
+
+    async def sweep(self, sandboxes: AbstractSet[str]) -> None:
+        if sandboxes:
+            await trio.to_thread.run_sync(_kill_monitors, frozenset(sandboxes))
 
     def close(self) -> None:
         self._launcher.close()
@@ -144,7 +152,7 @@ class BwrapBackend:
         argv = [
             str(self._bwrap),
             "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup",
-            "--hostname", plan.hostname, "--as-pid-1", "--clearenv",
+            "--hostname", plan.hostname, "--as-pid-1", "--clearenv", "--setenv", MARK, plan.sandbox,
             "--bind", f"{STAGE}/r", "/",
         ]
         # fmt: on
@@ -271,3 +279,15 @@ def _explained(plan: LaunchPlan, request: ForkRequest, failure: BaseException) -
 
 def _existing(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(path for path in paths if os.path.lexists(path))
+
+
+def _kill_monitors(sandboxes: frozenset[str]) -> None:
+    """SIGKILL the bwrap processes that carry one of these ids, and what they started."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                if MARK.encode() in words and words[words.index(MARK.encode()) + 1].decode() in sandboxes:
+                    children = Path(f"/proc/{entry}/task/{entry}/children").read_text().split()
+                    for pid in (*children, entry):
+                        os.kill(int(pid), signal.SIGKILL)

@@ -1,0 +1,83 @@
+"""The files of sandboxes on the host: what is made for one, and how it is thrown away.
+
+    <state>/sandboxes/<id>/upper   what the sandbox wrote; `work` beside it belongs to overlayfs
+    <state>/trash/<id>             on its way out: renamed first, which is instant, and removed by a thread later
+    <runtime>/sandboxes/<id>/      sandbox-init's socket and the launch log
+
+Nothing here opens a path inside `upper` once the sandbox has run, other than to remove it as a whole.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxd.kernel.overlay import UPPER, WORK
+
+HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxDirectories:
+    writable: Path
+    runtime: Path
+
+
+class Disk:
+    """Synchronous. make() is a handful of mkdirs; purge() takes as long as the files are many."""
+
+    def __init__(self, *, state_dir: Path, runtime_dir: Path, root_id: int) -> None:
+        self._sandboxes = state_dir / "sandboxes"
+        self._trash = state_dir / "trash"
+        self._runtime = runtime_dir / "sandboxes"
+        self._root_id = root_id
+        for directory in (self._sandboxes, self._trash, self._runtime):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def paths(self, sandbox: str) -> SandboxDirectories:
+        return SandboxDirectories(self._sandboxes / sandbox, self._runtime / sandbox)
+
+    def make(self, sandbox: str, *, hostname: str) -> SandboxDirectories:
+        """The directories of a new sandbox, and the files that give it an identity of its own."""
+        paths = self.paths(sandbox)
+        paths.runtime.mkdir(mode=0o700)
+        paths.writable.mkdir(mode=0o700)
+        self._directory(paths.writable / UPPER)
+        self._directory(paths.writable / WORK)
+        etc = paths.writable / UPPER / "etc"
+        self._directory(etc)
+        self._file(etc / "hostname", hostname + "\n")
+        self._file(etc / "hosts", HOSTS.format(hostname=hostname))
+        self._file(etc / "machine-id", secrets.token_hex(16) + "\n", mode=0o444)
+        return paths
+
+    def discard(self, sandbox: str) -> None:
+        """Take a sandbox's files out of the way; purge() removes them for good. Fine to repeat."""
+        paths = self.paths(sandbox)
+        if paths.writable.exists():
+            paths.writable.rename(self._trash / f"{sandbox}-{secrets.token_hex(4)}")
+        shutil.rmtree(paths.runtime, ignore_errors=True)
+
+    def purge(self) -> None:
+        """Remove what was discarded. With rm, because a hostile tree can be deeper than Python may recurse."""
+        if doomed := [entry.path for entry in os.scandir(self._trash)]:
+            subprocess.run(["rm", "-rf", "--one-file-system", "--", *doomed], check=True, capture_output=True)
+
+    def known(self) -> frozenset[str]:
+        """Sandboxes that have files here, for the sweep at start-up."""
+        return frozenset(entry.name for place in (self._sandboxes, self._runtime) for entry in os.scandir(place))
+
+    def _directory(self, path: Path) -> None:
+        path.mkdir(mode=0o755)
+        self._own(path)
+
+    def _file(self, path: Path, text: str, *, mode: int = 0o644) -> None:
+        path.write_text(text)
+        path.chmod(mode)
+        self._own(path)
+
+    def _own(self, path: Path) -> None:
+        if self._root_id:
+            os.chown(path, self._root_id, self._root_id)

@@ -1,0 +1,61 @@
+"""Kills for lack of memory, noticed as they happen: one inotify descriptor for all sandboxes' memory.events."""
+
+from collections.abc import Callable
+
+import trio
+
+from sandboxd.kernel.cgroup_events import CgroupWatcher
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import EventKind
+from sandboxd.service.events import EventLog
+
+
+class OomWatch:
+    """Owns: the inotify descriptor, while run() runs."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+        self._watcher = CgroupWatcher()
+        self._watched: dict[Cgroup, tuple[str, Callable[[], None]]] = {}
+        self._seen: dict[Cgroup, int] = {}
+
+    def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
+        """Watch a sandbox's cgroup; `noticed` is called once for each batch of kills."""
+        kills = _kills(cgroup)
+        if cgroup is not None and kills is not None:
+            self._watched[cgroup] = (sandbox, noticed)
+            self._seen[cgroup] = kills
+            self._watcher.add(cgroup)
+
+    def discard(self, cgroup: Cgroup | None) -> None:
+        if cgroup is not None and self._watched.pop(cgroup, None):
+            del self._seen[cgroup]
+            self._watcher.discard(cgroup)
+
+    async def run(self) -> None:
+        """A task of the service."""
+        with self._watcher:
+            while True:
+                await trio.lowlevel.wait_readable(self._watcher.fileno())
+                for cgroup in self._watcher.read():
+                    await self._look(cgroup)
+
+    async def _look(self, cgroup: Cgroup) -> None:
+        kills = _kills(cgroup)
+        if kills is None or cgroup not in self._watched or kills <= self._seen[cgroup]:
+            return
+        new, self._seen[cgroup] = kills - self._seen[cgroup], kills
+        sandbox, noticed = self._watched[cgroup]
+        noticed()
+        await self._events.record(EventKind.OOM, sandbox, {"killed": new})
+
+
+def _kills(cgroup: Cgroup | None) -> int | None:
+    """How many processes the kernel killed in it for memory; None where that is not counted."""
+    if cgroup is None:
+        return None
+    try:
+        events = cgroup.memory_events()
+    except OSError:  # removed meanwhile
+        return None
+    return None if events is None else events.oom_kill

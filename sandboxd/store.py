@@ -1,0 +1,218 @@
+"""SQLite: what has to survive the daemon. Rows in, frozen values out; no policy.
+
+One connection, one writer thread. WAL with synchronous=NORMAL: a killed daemon loses nothing that was committed; a
+power cut may lose the last moments, never consistency (sqlite.org/wal.html), and start-up reconciles with the host
+anyway. A sandbox's row is written before the first kernel effect and removed after the last one is undone.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from pydantic import TypeAdapter
+
+from sandboxd.errors import StartupError, Unavailable
+from sandboxd.model import ApiKey, Event, EventKind, Sandbox, Scope
+
+T = TypeVar("T")
+
+# Applied in order; PRAGMA user_version counts how many a file has seen. Never edit one that was released.
+MIGRATIONS = (
+    """
+    CREATE TABLE sandboxes (id TEXT PRIMARY KEY, state TEXT NOT NULL, created_at REAL NOT NULL, body TEXT NOT NULL);
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at REAL NOT NULL, kind TEXT NOT NULL, sandbox TEXT NOT NULL, facts TEXT NOT NULL
+    );
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL,
+        created_at REAL NOT NULL, last_used_at REAL
+    );
+    """,
+)
+
+# About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
+EVENTS_KEPT = 100_000
+EVENTS_SLACK = 1_000
+
+_SANDBOX = TypeAdapter(Sandbox)
+_EVENT_COLUMNS = "id, at, kind, sandbox, facts"
+_KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event before the store has numbered it."""
+
+    at: float
+    kind: EventKind
+    sandbox: str
+    facts: Mapping[str, Any]
+
+
+class Store:
+    """Owns: the database connection and its thread limiter.
+
+    Cancelled: a statement that was begun is finished first. Raises: Unavailable if the disk is full or fails.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def save(self, sandbox: Sandbox, events: Sequence[NewEvent] = ()) -> list[Event]:
+        """Insert or replace a sandbox, and record what happened to it, in one transaction."""
+
+        def write(db: sqlite3.Connection) -> list[Event]:
+            body = _SANDBOX.dump_json(sandbox).decode()
+            db.execute(
+                "INSERT INTO sandboxes VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET state = excluded.state, body = excluded.body",
+                (sandbox.id, sandbox.state, sandbox.created_at, body),
+            )
+            return _add_events(db, events)
+
+        return await self._transaction(write)
+
+    async def forget(self, sandbox: str, events: Sequence[NewEvent] = ()) -> list[Event]:
+        """Remove a sandbox's row, and record what happened."""
+
+        def write(db: sqlite3.Connection) -> list[Event]:
+            db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+            return _add_events(db, events)
+
+        return await self._transaction(write)
+
+    async def sandboxes(self) -> list[Sandbox]:
+        def read(db: sqlite3.Connection) -> list[Sandbox]:
+            rows = db.execute("SELECT body FROM sandboxes ORDER BY created_at, id")
+            return [_SANDBOX.validate_json(body) for (body,) in rows]
+
+        return await self._transaction(read)
+
+    async def record(self, events: Sequence[NewEvent]) -> list[Event]:
+        return await self._transaction(lambda db: _add_events(db, events))
+
+    async def events(self, *, after: int, limit: int, sandbox: str | None = None) -> list[Event]:
+        """Events with a greater id than `after`, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[Event]:
+            rows = db.execute(
+                f"SELECT {_EVENT_COLUMNS} FROM events WHERE id > ?1 AND (?2 IS NULL OR sandbox = ?2)"
+                " ORDER BY id LIMIT ?3",
+                (after, sandbox, limit),
+            )
+            return [_event(row) for row in rows]
+
+        return await self._transaction(read)
+
+    async def last_event(self) -> int:
+        """Id of the newest event; 0 if there was never one."""
+
+        def read(db: sqlite3.Connection) -> int:
+            return int(db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+        return await self._transaction(read)
+
+    async def add_key(self, key: ApiKey, hashed: str) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            scopes = ",".join(sorted(key.scopes))
+            db.execute(
+                "INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", (key.id, key.name, hashed, scopes, key.created_at)
+            )
+
+        await self._transaction(write)
+
+    async def keys(self) -> list[tuple[ApiKey, str]]:
+        """All keys with their hashes, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[tuple[ApiKey, str]]:
+            rows = db.execute(f"SELECT {_KEY_COLUMNS}, hash FROM keys ORDER BY created_at, id")
+            return [(_key(row[:-1]), row[-1]) for row in rows]
+
+        return await self._transaction(read)
+
+    async def remove_key(self, key: str) -> bool:
+        """Whether there was such a key."""
+        return await self._transaction(lambda db: db.execute("DELETE FROM keys WHERE id = ?", (key,)).rowcount > 0)
+
+    async def touch_keys(self, used: Mapping[str, float]) -> None:
+        """Note when keys were last used."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany("UPDATE keys SET last_used_at = ? WHERE id = ?", [(at, key) for key, at in used.items()])
+
+        await self._transaction(write)
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await trio.to_thread.run_sync(self._run, work, limiter=self._limiter)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            with self._connection as db:
+                return work(db)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"cannot record the change: {error}; free space in the state directory") from error
+
+
+def _add_events(db: sqlite3.Connection, events: Iterable[NewEvent]) -> list[Event]:
+    added = []
+    for event in events:
+        values = (event.at, event.kind, event.sandbox, json.dumps(dict(event.facts)))
+        number = (
+            db.execute("INSERT INTO events (at, kind, sandbox, facts) VALUES (?, ?, ?, ?)", values).lastrowid or 0
+        )
+        added.append(Event(id=number, at=event.at, kind=event.kind, sandbox=event.sandbox, facts=event.facts))
+        if number % EVENTS_SLACK == 0:
+            db.execute("DELETE FROM events WHERE id <= ?", (number - EVENTS_KEPT,))
+    return added
+
+
+def _event(row: Sequence[Any]) -> Event:
+    number, at, kind, sandbox, facts = row
+    return Event(id=number, at=at, kind=EventKind(kind), sandbox=sandbox, facts=json.loads(facts))
+
+
+def _key(row: Sequence[Any]) -> ApiKey:
+    number, name, scopes, created_at, last_used_at = row
+    return ApiKey(
+        id=number,
+        name=name,
+        scopes=frozenset(Scope(scope) for scope in scopes.split(",")),
+        created_at=created_at,
+        last_used_at=last_used_at,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    """Open the database, bring its schema up to date, and close it with the block. Raises: StartupError."""
+    connection = await trio.to_thread.run_sync(_connect, path)
+    try:
+        yield Store(connection)
+    finally:
+        connection.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _migrate(connection)
+    except sqlite3.Error as error:
+        raise StartupError(f"cannot open the database {path}: {error}") from error
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise sqlite3.DatabaseError(f"it was written by a newer sandboxd (schema {version}, known {len(MIGRATIONS)})")
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        connection.executescript(f"BEGIN; {statements} PRAGMA user_version = {number}; COMMIT;")
