@@ -1,0 +1,142 @@
+"""One request or websocket on a connection: the application's task, and the bounded queue that feeds it.
+
+hypercorn hands an application ten messages and then waits, for ever if need be: for a handler that has already
+answered, for one that never reads, even to deliver the news that the peer has left. Here the queue is bounded in
+bytes, forgets everything once the application has finished, and a disconnect overtakes it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from sandboxd.http.stack import (
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    HypercornConfig,
+    Scope,
+)
+
+log = logging.getLogger(__name__)
+
+# Bytes of one request that wait for its handler; beyond it the connection is not read. Four reads' worth keeps an
+# upload at full speed and a thousand stalled ones at 256 MiB.
+INBOX_BYTES = 256 * 1024
+
+# Seconds between looks at whether a peer we are not reading has gone: its unread bytes hide the end of the stream.
+HANGUP_CHECK_INTERVAL = 1.0
+
+# Seconds a websocket handler has to end by itself once its peer has left.
+DISCONNECT_GRACE = 5.0
+
+AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
+
+
+class PeerGoneError(Exception):
+    """The peer hung up while its bytes were waiting for a handler that does not read."""
+
+
+class Exchange:
+    """An application's view of one request.
+
+    Cancelled: the application is, when the peer leaves before the last part of the response was handed over. From
+    then on it is hypercorn that works in the application's task, preparing the connection for what comes next.
+    """
+
+    def __init__(self, send: AppSend, *, hung_up: Callable[[], bool]) -> None:
+        self._deliver = send
+        self._hung_up = hung_up
+        self._queue: deque[ASGIReceiveEvent] = deque()
+        self._queued_bytes = 0
+        self._ending = False
+        self._finished = False
+        self._arrival = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+
+    async def run(self, app: ASGIFramework, scope: Scope) -> None:
+        """Run the application; whatever it raises costs this exchange only."""
+        try:
+            with self._scope:
+                await app(scope, self._receive, self._send)
+        except Exception:
+            log.exception("application failed on %s", _describe(scope))
+        finally:
+            self._finished = True
+            self._queue.clear()
+            self._room.unpark_all()
+        await self._deliver(None)
+
+    async def put(self, event: ASGIReceiveEvent) -> None:
+        """Queue `event`, waiting for room if need be. Raises `PeerGoneError` if the peer left meanwhile."""
+        if event["type"] == "http.disconnect":
+            if not self._ending:
+                self._scope.cancel("the client disconnected")
+        elif event["type"] == "websocket.disconnect":
+            self._scope.deadline = trio.current_time() + DISCONNECT_GRACE
+        else:
+            await self._wait_for_room(_size(event))
+        if not self._finished:
+            self._queue.append(event)
+            self._queued_bytes += _size(event)
+            self._arrival.unpark()
+
+    async def _wait_for_room(self, size: int) -> None:
+        while self._queue and self._queued_bytes + size > INBOX_BYTES and not self._finished:
+            with trio.move_on_after(HANGUP_CHECK_INTERVAL) as timer:
+                await self._room.park()
+            if timer.cancelled_caught and self._hung_up():
+                raise PeerGoneError
+
+    async def _receive(self) -> ASGIReceiveEvent:
+        while not self._queue:
+            await self._arrival.park()
+        event = self._queue.popleft()
+        self._queued_bytes -= _size(event)
+        self._room.unpark_all()
+        return event
+
+    async def _send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._ending = True
+        await self._deliver(message)
+
+
+def _describe(scope: Scope) -> str:
+    return f"{scope['type']} {scope.get('path')}"
+
+
+def _size(event: Any) -> int:
+    return len(event.get("body") or event.get("bytes") or event.get("text") or b"")
+
+
+class ExchangeTasks:
+    """hypercorn's TaskGroup, over nurseries of the connection: one for applications, one for its own helpers."""
+
+    def __init__(
+        self,
+        *,
+        applications: trio.Nursery,
+        helpers: trio.Nursery,
+        hung_up: Callable[[], bool],
+        on_websocket: Callable[[], None],
+    ) -> None:
+        self._applications = applications
+        self._helpers = helpers
+        self._hung_up = hung_up
+        self._on_websocket = on_websocket
+
+    async def spawn_app(
+        self, app: ASGIFramework, config: HypercornConfig, scope: Scope, send: AppSend
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        if scope["type"] == "websocket" and scope["http_version"] != "2":
+            self._on_websocket()
+        exchange = Exchange(send, hung_up=self._hung_up)
+        self._applications.start_soon(exchange.run, app, scope, name=_describe(scope))
+        return exchange.put
+
+    def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
+        self._helpers.start_soon(func, *args)

@@ -1,0 +1,170 @@
+"""hypercorn's HTTP/1.1 and HTTP/2 state machines, with what its configuration cannot reach put right.
+
+They know no socket: bytes come in as `RawData`, go out through a callback, and `transport.py` drives them. Each
+override names the fault it repairs; all of them are reachable by one client's bytes.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import h11
+
+from sandboxd.http.stack import (
+    ASGIFramework,
+    Closed,
+    ConnectionState,
+    Event,
+    H2Protocol,
+    H2ProtocolAssumedError,
+    H11Protocol,
+    HypercornConfig,
+    RawData,
+    Updated,
+    WorkerContext,
+    WSStream,
+)
+
+Address = tuple[str, int]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+# hypercorn decodes these as ASCII without a net when it reads a websocket handshake.
+_HANDSHAKE_LISTS = frozenset({b"connection", b"sec-websocket-extensions", b"sec-websocket-protocol"})
+
+
+def _handshake_is_readable(headers: RawHeaders) -> bool:
+    return all(value.isascii() for name, value in headers if name in _HANDSHAKE_LISTS)
+
+
+def _without_extensions(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Hide the offer of permessage-deflate: hypercorn always takes it, and it inflates 64 KiB to 64 MiB unasked.
+
+    Compression would also cost a terminal more time per key than the bytes it saves on a local socket.
+    """
+    return [(name, value) for name, value in headers if name != b"sec-websocket-extensions"]
+
+
+class Http1(H11Protocol):
+    """HTTP/1.0 and 1.1, and websockets over them."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Take HTTP/2 by prior knowledge only.
+
+        The h2c upgrade, which stock hypercorn also takes, is obsolete (RFC 9113 §3.1) and one parser more to attack.
+        """
+        if event.method == b"PRI" and event.target == b"*" and event.http_version == b"2.0":
+            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if any(name == b"upgrade" for name, _ in request.headers):
+            if not _handshake_is_readable(request.headers):
+                await self._send_error_response(400)
+                await self.send(Closed())
+                return
+            request = h11.Request(
+                method=request.method,
+                headers=_without_extensions(request.headers),
+                target=request.target,
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
+
+    @property
+    def websocket_overflowed(self) -> bool:
+        """Whether a websocket message has passed its limit.
+
+        hypercorn answers it with a close frame (1009) but goes on collecting the message for as long as it lasts.
+        """
+        stream = self.stream
+        return isinstance(stream, WSStream) and stream.buffer.length > stream.buffer.max_length
+
+
+class Http2(H2Protocol):
+    """HTTP/2, and websockets over it."""
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
+                self._refuse_late_data(event)
+            else:
+                await super()._handle_events([event])
+        await self._flush()
+
+    def _refuse_late_data(self, event: h2.events.DataReceived) -> None:
+        """Take body data that arrives after the response has ended (stock: KeyError), and ask the peer to stop."""
+        self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        with contextlib.suppress(h2.exceptions.ProtocolError):  # it may be closed on both sides already
+            self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.NO_ERROR)
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        headers = request.headers or []
+        names = {name for name, _ in headers}
+        routable = names >= {b":method", b":path"}
+        readable = all(value.isascii() for name, value in headers if name.startswith(b":"))
+        if not (routable and readable and _handshake_is_readable(headers)):
+            self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            return
+        request.headers = _without_extensions(headers)
+        await super()._create_stream(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolContext:
+    """What every protocol on one connection is made from; the fields are hypercorn's constructor arguments."""
+
+    app: ASGIFramework
+    config: HypercornConfig
+    context: WorkerContext
+    task_group: Any
+    connection_state: ConnectionState
+    ssl: bool
+    client: Address | None
+    server: Address | None
+    send: Callable[[Event], Awaitable[None]]
+
+    def make(self, protocol: type[H11Protocol] | type[H2Protocol]) -> Any:
+        return protocol(
+            cast("Any", self.app),  # only our own task group calls it, as plain ASGI
+            self.config,
+            self.context,
+            self.task_group,
+            self.connection_state,
+            self.ssl,
+            self.client,
+            self.server,
+            self.send,
+        )
+
+
+class ProtocolSwitch:
+    """The protocol now spoken on a connection: HTTP/1.1 until the peer proves that it speaks HTTP/2."""
+
+    def __init__(self, context: ProtocolContext, *, alpn: str | None = None) -> None:
+        self._context = context
+        self._current: Http1 | Http2 = context.make(Http2 if alpn == "h2" else Http1)
+
+    async def initiate(self) -> None:
+        await self._current.initiate()
+
+    async def handle(self, event: Event) -> None:
+        try:
+            await self._current.handle(event)
+        except H2ProtocolAssumedError as switch:
+            self._current = self._context.make(Http2)
+            await self._current.initiate()
+            # The preface counted as a request; without this a connection that sends nothing else is never idle.
+            await self._context.send(Updated(idle=True))
+            await self._current.handle(RawData(switch.data))
+
+    @property
+    def websocket_overflowed(self) -> bool:
+        return isinstance(self._current, Http1) and self._current.websocket_overflowed
+
+    @property
+    def awaits_request(self) -> bool:
+        """Whether HTTP/1.1 is between requests, so that an unfinished one may be answered with an error."""
+        return isinstance(self._current, Http1) and self._current.connection.our_state is h11.IDLE
