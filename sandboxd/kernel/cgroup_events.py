@@ -33,12 +33,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class CgroupWatcher:
     """Says which cgroups have news. `fileno()` polls readable when `read()` has something to return.
 
-    News means: read `frozen`, `populated`, memory_events() again. Several changes may come as one, so counters
-    are to be compared, not events counted; and there may be none after all.
+    News means: read `frozen`, `populated`, memory_events() again. Several changes may come as one, so
+    counters are to be compared, not events counted; and there may be none after all.
 
-    The kernel holds back a file's second notice within 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV). Where that matters,
-    look first and wait then: a freeze is mostly over at once, and the end of a sandbox that lived for 5 ms is
-    told sooner by a pidfd.
+    The kernel holds back a file's second notice within 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV). Where that
+    matters, look first and wait then: a freeze is mostly over at once, and the end of a sandbox that lived
+    for 5 ms is told sooner by a pidfd.
 
     Owns: one inotify descriptor, closed by close() or on leaving `with`.
     Raises: OSError EMFILE when the user has no inotify instance left (fs.inotify.max_user_instances).

@@ -116,9 +116,7 @@ def read_memory_events(cgroup: Path) -> MemoryEvents | None:
     if text is None:
         return None
     counts = parse_flat(text)
-    return MemoryEvents(
-        high=counts["high"], max=counts["max"], oom=counts["oom"], oom_kill=counts["oom_kill"]
-    )
+    return MemoryEvents(high=counts["high"], max=counts["max"], oom=counts["oom"], oom_kill=counts["oom_kill"])
 
 
 def parse_flat(text: str) -> dict[str, int]:

@@ -217,9 +217,7 @@ def _describe(mount: Path, root: Path) -> CgroupSupport:
     missing = []
     if len(controllers) < len(CONTROLLERS):
         names = ", ".join(name for name in CONTROLLERS if name not in controllers)
-        missing.append(
-            f"no {names} controller at {root} (in use by cgroup v1, or not passed on by its parent)"
-        )
+        missing.append(f"no {names} controller at {root} (in use by cgroup v1, or not passed on by its parent)")
     if not (can_freeze and can_kill):
         missing.append("the kernel has no cgroup.freeze or cgroup.kill; 5.14 or newer has both")
     return CgroupSupport(mount, root, controllers, can_freeze, can_kill, "; ".join(missing))

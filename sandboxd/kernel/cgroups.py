@@ -229,7 +229,7 @@ class Cgroup:
 
 
 def block_device_of(path: Path) -> str | None:
-    """The whole disk, as "major:minor", that holds this path; None where there is no such (tmpfs, btrfs, …).
+    """The whole disk, as "major:minor", that holds this path; None where there is none (tmpfs, btrfs, …).
 
     io.max takes whole disks only, so a partition is answered with its parent.
     """
