@@ -7,14 +7,14 @@ whole server; and its shutdown lasts as long as a peer cares to stall. Here one 
 import errno
 import logging
 import socket
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from sandboxd.http.listeners import Listener
+from sandboxd.http.peer import Peer, identify
 from sandboxd.http.stack import ASGIFramework, ConnectionState, HypercornConfig, WorkerContext
 from sandboxd.http.transport import Patience, Transport
 
@@ -39,34 +39,6 @@ REFUSAL = (
     b"\r\n"
     b"%s"
 )
-
-_UCRED = struct.Struct("3i")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Who opened a Unix connection, as the kernel knows it; ids as seen in the daemon's namespaces."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Who is at the other end of a connection, and through which listener it came.
-
-    `credentials` on a Unix socket, `address` on TCP; the other is None.
-    """
-
-    listener: str
-    credentials: Credentials | None = None
-    address: tuple[str, int] | None = None
-
-    def __str__(self) -> str:
-        if self.credentials is not None:
-            return f"pid {self.credentials.pid} uid {self.credentials.uid} on {self.listener}"
-        return f"{self.address} on {self.listener}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +165,7 @@ class Server:
         peer = None
         with sock:
             try:
-                peer = _identify(sock, listener)
+                peer = identify(sock, listener=listener.label)
                 transport = self._transport(sock, listener, peer)
                 self._live.add(transport)
                 try:
@@ -248,26 +220,6 @@ async def serve(
 ) -> None:
     """`Server.serve` for those who need no statistics."""
     await Server(app, limits=limits).serve(listeners, stop=stop, grace=grace, task_status=task_status)
-
-
-def peer_of(scope: Mapping[str, Any]) -> Peer:
-    """The `Peer` of a request or websocket, from its ASGI scope."""
-    peer: Peer = scope["state"]["peer"]
-    return peer
-
-
-def stopping_of(scope: Mapping[str, Any]) -> trio.Event:
-    """Set when the daemon begins to stop: endless responses should end then, in good order."""
-    stopping: trio.Event = scope["state"]["stopping"]
-    return stopping
-
-
-def _identify(sock: trio.socket.SocketType, listener: Listener) -> Peer:
-    if sock.family == socket.AF_UNIX:
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return Peer(listener=listener.label, credentials=Credentials(*_UCRED.unpack(raw)))
-    host, port = sock.getpeername()[:2]
-    return Peer(listener=listener.label, address=(host, port))
 
 
 def _leaf(error: BaseException) -> BaseException:

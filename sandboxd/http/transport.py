@@ -169,6 +169,8 @@ class Transport:
         """Read once and act on it; False at the end of what the peer sends."""
         data = bytes(await self._stream.receive_some(READ_BYTES))
         if not self._closing:
+            if self._websocket:
+                self._reading.deadline = math.inf  # no pong can be seen while the handler holds us up
             await self._protocol.handle(RawData(data))
             await self._note_progress()
         return data != b""
