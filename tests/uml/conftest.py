@@ -12,7 +12,7 @@ RUN = pytest.StashKey[InsideRun]()
 
 if "SANDBOXD_UML" in os.environ:
 
-    @pytest.hookimpl(wrapper=True)
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         item: pytest.Item,
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
