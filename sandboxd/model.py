@@ -73,8 +73,8 @@ class SandboxSpec:
     """digest of the image, resolved from the name asked for"""
     image_name: str
     name: str | None = None
-    env: Mapping[str, str] = EMPTY
-    metadata: Mapping[str, str] = EMPTY
+    env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     limits: Limits = field(default_factory=Limits)
     user: str = ""
     workdir: str = ""
@@ -134,7 +134,7 @@ class Image:
     rootfs: Path
     user: str = ""
     workdir: str = ""
-    env: Mapping[str, str] = EMPTY
+    env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     binds: tuple[Bind, ...] = ()
     hidden: tuple[str, ...] = ()
     """paths covered by an empty directory, for images made of the host's own files"""
@@ -156,7 +156,7 @@ class CommandSpec:
     shell: bool = False
     """argv is one string for the sandbox's shell"""
     cwd: str = ""
-    env: Mapping[str, str] = EMPTY
+    env: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     user: str = ""
     stdin: bool = False
     """a pipe that the client feeds; otherwise /dev/null"""
@@ -262,7 +262,7 @@ class Event:
     at: float
     kind: EventKind
     sandbox: str
-    facts: Mapping[str, Any] = MappingProxyType({})
+    facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
 
 
 class Scope(enum.StrEnum):
