@@ -1,0 +1,220 @@
+"""Builds images from recipes. Whatever a recipe is made of, what comes out goes through the store's one way in.
+
+A Debian recipe is built by mmdebstrap, which writes a tar archive that is unpacked as it comes, like a stranger's.
+mmdebstrap runs in namespaces of its own, so its mounts end with it; as an ordinary user the build happens inside
+the daemon's user namespace, where it is root over the ids that the user was given (see kernel/rootless).
+"""
+
+import contextlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from sandboxd.errors import SandboxdError, Unprocessable
+from sandboxd.kernel.archive import unpack
+from sandboxd.kernel.tarstream import ArchiveTruncated
+from sandboxd.kernel.treewriter import UnpackSummary
+from sandboxd.model import Image
+from sandboxd.service.apt_sources import acquire_options, distribution_sources, read_sources, render_deb822
+from sandboxd.service.host_image import host_config, write_host_root
+from sandboxd.service.images import ImageStore, Origin
+from sandboxd.service.recipes import DebianRecipe, HostRecipe, find_recipe, load_recipe, recipe_key
+
+Progress = Callable[[str], None]
+"""Called with one line for people at each step, from the building thread or a helper of it."""
+
+EPOCH: Final = 1_700_000_000
+"""SOURCE_DATE_EPOCH of builds: any fixed time does; this one is older than every package of the releases in use."""
+_LOG_LINES: Final = 30
+"""of mmdebstrap's log in the message when it fails"""
+
+
+def build_image(
+    store: ImageStore, name: str, *, recipe: str | None = None, rebuild: bool = False, progress: Progress
+) -> Image:
+    """Build the image `name` from the recipe of that name, or from `recipe` (a name or a path).
+
+    Returns at once what the same recipe gave before on this machine, unless `rebuild`. Raises NotFound and
+    InvalidRequest for the recipe, Unprocessable for a machine that lacks what the build needs.
+    """
+    directory = find_recipe(recipe or name)
+    match load_recipe(directory):
+        case DebianRecipe() as loaded:
+            return _build_debian(store, name, directory, loaded, rebuild=rebuild, progress=progress)
+        case HostRecipe() as loaded:
+            return _build_host(store, name, loaded, progress=progress)
+
+
+def _build_host(store: ImageStore, name: str, recipe: HostRecipe, *, progress: Progress) -> Image:
+    # Always made again: it takes a second, and the host may have changed in ways that no key would notice.
+    progress(f"{name}: collecting what the host shows of itself")
+    config = host_config(recipe)
+    origin = Origin(source="this machine's own system")
+    return store.create(
+        lambda root: write_host_root(root, recipe, id_base=store.id_base), name, config=config, origin=origin
+    )
+
+
+# -- Debian -------------------------------------------------------------------------------------------------------
+
+
+def _build_debian(
+    store: ImageStore, name: str, directory: Path, recipe: DebianRecipe, *, rebuild: bool, progress: Progress
+) -> Image:
+    distribution, suite = _release(recipe)
+    sources = distribution_sources(read_sources(), distribution=distribution, codename=suite)
+    published = render_deb822(sources, passwords=False)
+    key = recipe_key(directory, suite, platform.machine(), published)
+    if not rebuild and (built := store.find_built(key)) is not None:
+        progress(f"{name}: unchanged, already built")
+        return built if name in built.names else store.tag(built.digest, name)
+    with tempfile.TemporaryDirectory(prefix="sandboxd-build-") as scratch:
+        command = _mmdebstrap(
+            Path(scratch),
+            directory,
+            recipe,
+            suite,
+            sources=render_deb822(sources, passwords=True),
+            published=published,
+        )
+
+        def fill(root: int) -> UnpackSummary:
+            with _running(command, name, progress) as archive:
+                summary = unpack(archive, root, id_base=store.id_base)
+                _drain(archive)
+                return summary
+
+        origin = Origin(source=f"recipe {directory.name} ({distribution} {suite})", recipe=key)
+        return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
+
+
+def _release(recipe: DebianRecipe) -> tuple[str, str]:
+    """The distribution this machine runs, and the release to build."""
+    facts = platform.freedesktop_os_release()
+    suite = facts.get("VERSION_CODENAME", "") if recipe.suite == "host" else recipe.suite
+    if not suite or facts["ID"] not in ("debian", "ubuntu"):
+        raise Unprocessable(
+            f"cannot build Debian packages' images on {facts.get('PRETTY_NAME', 'this system')}: use the host image "
+            "(sandboxctl image build host), or import a root file system",
+            kind="cannot_build",
+        )
+    return facts["ID"], suite
+
+
+def _mmdebstrap(
+    scratch: Path, directory: Path, recipe: DebianRecipe, suite: str, *, sources: str, published: str
+) -> list[str]:
+    """The complete command. `scratch` gets the files it refers to."""
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise Unprocessable(
+            "cannot build the image: the program mmdebstrap is missing; install the package mmdebstrap",
+            kind="cannot_build",
+        )
+    (scratch / "distribution.sources").write_text(sources)
+    (scratch / "published.sources").write_text(published)
+    setup = directory / "setup"
+    hooks = [_configure_apt(scratch / "published.sources")]
+    if setup.is_file():
+        hooks.append(f'/bin/sh {shlex.quote(str(setup))} "$1"')
+    return [
+        program,
+        "--mode=unshare",
+        f"--variant={recipe.variant}",
+        "--format=tar",
+        "--skip=output/dev,check/signed-by",
+        f"--include={','.join(recipe.packages)}",
+        *(f"--aptopt={line}" for line in acquire_options()),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude),
+        *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.include),
+        *(f"--customize-hook={hook}" for hook in hooks),
+        suite,
+        "-",
+        str(scratch / "distribution.sources"),
+    ]
+
+
+def _configure_apt(published: Path) -> str:
+    """A hook that leaves in the image the sources without passwords, and nothing of the host's proxies."""
+    return (
+        'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap && '
+        f'install -m 644 {shlex.quote(str(published))} "$1"/etc/apt/sources.list.d/distribution.sources'
+    )
+
+
+@contextmanager
+def _running(command: list[str], name: str, progress: Progress) -> Iterator[IO[bytes]]:
+    """Run mmdebstrap for its archive. Raises with the end of its log if it fails, and ends it if the body does."""
+    log: deque[str] = deque(maxlen=_LOG_LINES)
+    environment = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "SOURCE_DATE_EPOCH": str(EPOCH),
+        "LC_ALL": "C.UTF-8",
+        **{key: value for key, value in os.environ.items() if key.lower().endswith("_proxy") or key == "TMPDIR"},
+    }
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reporter = threading.Thread(target=_report, args=(process.stderr, log, name, progress))
+    reporter.start()
+    try:
+        with process.stdout:
+            yield process.stdout
+    except ArchiveTruncated:
+        if process.wait() == 0:
+            raise  # otherwise a consequence of the build's own failure, which is told below
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        reporter.join()
+        process.stderr.close()
+    if (status := process.wait()) != 0:
+        raise SandboxdError(
+            f'cannot build the image "{name}": mmdebstrap ended with status {status}:\n' + "\n".join(log),
+            kind="build_failed",
+            command=shlex.join(command),
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop the build with everything it started, and wait for it; it cleans up after itself on SIGTERM."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _report(stderr: IO[bytes], log: deque[str], name: str, progress: Progress) -> None:
+    for raw in stderr:
+        line = raw.decode(errors="replace").rstrip()
+        log.append(line)
+        if match := re.fullmatch(r"I: (.*?)(?:\.\.\.)?", line):
+            progress(f"{name}: {match.group(1)}")
+
+
+def _drain(archive: IO[bytes]) -> None:
+    """Tar pads its output; leaving before the end would end the builder with SIGPIPE."""
+    while archive.read(1 << 20):
+        pass

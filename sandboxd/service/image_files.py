@@ -1,0 +1,108 @@
+"""What the image store does to its directory: whole writes, locks, removal, durability."""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A directory to make an image in. `root` is an open descriptor of its rootfs, `lock` keeps it from sweeping."""
+
+    path: Path
+    root: int
+    lock: int
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Exclude every other user of this image directory. Held for moments only: never while a tree is written."""
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def staging(directory: Path, *, id_base: int) -> Iterator[Staging]:
+    """A new place to make an image in, removed at the end unless it was renamed."""
+    with contextlib.ExitStack() as stack:
+        with locked(directory):  # so that no sweep sees it before its own lock is held
+            path = Path(tempfile.mkdtemp(prefix=".tmp-", dir=directory))
+            stack.callback(remove_tree, path)
+            lock = stack.enter_context(open_directory(path))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        (path / "rootfs").mkdir()
+        root = stack.enter_context(open_directory(path / "rootfs"))
+        os.fchown(root, id_base, id_base)
+        os.fchmod(root, 0o755)
+        yield Staging(path, root, lock)
+
+
+def sweep(directory: Path) -> None:
+    """Delete what interrupted work left behind: whatever is being worked on is locked."""
+    with locked(directory):
+        abandoned = [path for path in directory.glob(".tmp-*") if not _is_locked(path)]
+    for path in abandoned:
+        remove_tree(path)
+
+
+def move_away(path: Path) -> Path:
+    """Take `path` out of sight in one step; what is returned is left to remove_tree(), or the next sweep."""
+    doomed = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+    path.rename(doomed / path.name)
+    return doomed
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a tree that may be gone already, or be going in another process."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace the file as a whole; after a crash it holds the old value or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def syncfs(descriptor: int) -> None:
+    """Bring the file system to disk: without it, a power cut could leave a published image with empty files."""
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"syncfs: {os.strerror(number)}")
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with open_directory(path) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return True
+    return False
