@@ -15,6 +15,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sandboxd.errors import StartupError
+from sandboxd.paths import default_image_dir as default_image_dir
+from sandboxd.paths import default_runtime_dir as default_runtime_dir
+from sandboxd.paths import default_state_dir as default_state_dir
+from sandboxd.paths import in_own_userns as in_own_userns
+from sandboxd.paths import is_root as is_root
 
 MIB = 1024 * 1024
 DAY = 86400.0
@@ -24,16 +29,6 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 _ASSET_ROOTS = (_CHECKOUT, Path(sys.prefix) / "share/sandboxd", Path("/usr/share/sandboxd"))
 
 
-def is_root() -> bool:
-    """Whether this process is root on the host (not in a user namespace of its own)."""
-    return os.geteuid() == 0 and not in_own_userns()
-
-
-def in_own_userns() -> bool:
-    """Whether ids are mapped here, as they are after a rootless daemon re-executed itself."""
-    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
-
-
 def find_asset(name: str) -> Path:
     """A file shipped with sandboxd, e.g. "seccomp/default.json"."""
     for root in _ASSET_ROOTS:
@@ -41,31 +36,6 @@ def find_asset(name: str) -> Path:
             return root / name
     places = ", ".join(str(root) for root in _ASSET_ROOTS)
     raise StartupError(f"cannot find {name} under {places}: run `make setup`, or install the sandboxd package")
-
-
-def _user_directory(variable: str, fallback: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / fallback) / "sandboxd"
-
-
-def default_state_dir() -> Path:
-    return Path("/var/lib/sandboxd") if _privileged() else _user_directory("XDG_STATE_HOME", ".local/state")
-
-
-def default_runtime_dir() -> Path:
-    if _privileged():
-        return Path("/run/sandboxd")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "sandboxd" if runtime else default_state_dir() / "run"
-
-
-def default_image_dir() -> Path:
-    if _privileged():
-        return Path("/var/lib/sandboxd/images")
-    return _user_directory("XDG_DATA_HOME", ".local/share") / "images"
-
-
-def _privileged() -> bool:
-    return is_root()
 
 
 class _Section(BaseModel):
