@@ -18,16 +18,14 @@ BUSY_LOOP = ("sh", "-c", "while :; do :; done")
 
 @contextlib.contextmanager
 def process_in(
-    cgroup: Cgroup, argv: Sequence[str | Path], *, user: int | None = None, stderr: int | None = None
+    cgroup: Cgroup, argv: Sequence[str | Path], *, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that begins its work in the cgroup: it is held back until it has been moved there.
 
     It is killed and reaped on leaving; what it started in turn is the cgroup's business.
     """
     held_back = ("sh", "-c", 'read -r go && exec "$@"', "sh", *argv)
-    with subprocess.Popen(
-        held_back, user=user, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
-    ) as process:
+    with subprocess.Popen(held_back, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as process:
         try:
             cgroup.attach(process.pid)
             assert process.stdin is not None

@@ -4,7 +4,6 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,6 @@ from sandboxd.kernel.cgroup_tree import CgroupTree, discover_cgroups, prepare_cg
 from sandboxd.kernel.cgroups import Cgroup, CgroupLimits, IoLimit, block_device_of
 from sandboxd.kernel.syscalls import clone3
 from tests.kernel.processes import BUSY_LOOP, PATIENCE, empty, process_in, wait_until
-
-
-@pytest.fixture
-def tree() -> Iterator[CgroupTree]:
-    support = discover_cgroups()
-    if support.root is None:
-        pytest.skip(support.reason)
-    tree = prepare_cgroups(support, instance=f"test-{os.getpid()}")
-    try:
-        yield tree
-    finally:
-        empty(Cgroup(tree.path))
-        tree.remove()
-
-
-@pytest.fixture
-def cgroup(tree: CgroupTree) -> Cgroup:
-    return tree.create("one")
 
 
 def test_freeze_stops_a_running_process_and_thaw_lets_it_go_on(cgroup: Cgroup) -> None:
