@@ -30,7 +30,7 @@ INBOX_BYTES = 256 * 1024
 HANGUP_CHECK_INTERVAL = 1.0
 
 # Seconds a websocket handler has to end by itself once its peer has left.
-DISCONNECT_GRACE = 5.0
+DISCONNECT_GRACE = 2.0
 
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 

@@ -16,6 +16,7 @@ import h11
 
 from sandboxd.http.stack import (
     ASGIFramework,
+    ASGIWebsocketState,
     Closed,
     ConnectionState,
     Event,
@@ -51,6 +52,18 @@ def _without_extensions(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 class Http1(H11Protocol):
     """HTTP/1.0 and 1.1, and websockets over them."""
 
+    async def handle(self, event: Event) -> None:
+        stream = self.stream
+        if not isinstance(event, RawData) or not isinstance(stream, WSStream) or stream.handshake.accepted:
+            await super().handle(event)
+        elif event.data and stream.state is ASGIWebsocketState.HANDSHAKE:
+            await self._refuse()  # a client has nothing to send before it is accepted (RFC 6455 §4.1)
+
+    async def _refuse(self) -> None:
+        """Answer 400 and close, where hypercorn would trip over its own states."""
+        await self._send_error_response(400)
+        await self.send(Closed())
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Take HTTP/2 by prior knowledge only.
 
@@ -61,9 +74,8 @@ class Http1(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         if any(name == b"upgrade" for name, _ in request.headers):
-            if not _handshake_is_readable(request.headers):
-                await self._send_error_response(400)
-                await self.send(Closed())
+            if self.connection.trailing_data[0] or not _handshake_is_readable(request.headers):
+                await self._refuse()
                 return
             request = h11.Request(
                 method=request.method,

@@ -40,7 +40,7 @@ from hypercorn.protocol.events import Body as StreamBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     ASGIFramework,
@@ -70,6 +70,7 @@ __all__ = (
     "ASGISendCallable",
     "ASGISendEvent",
     "ASGIWebsocketConnection",
+    "ASGIWebsocketState",
     "AppContext",
     "Closed",
     "ConnectionState",
