@@ -5,23 +5,27 @@ mmdebstrap runs in namespaces of its own, so its mounts end with it; as an ordin
 the daemon's user namespace, where it is root over the ids that the user was given (see kernel/rootless).
 """
 
+import argparse
 import contextlib
 import os
 import platform
-import re
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from sandboxd.config import default_image_dir, in_own_userns, is_root
 from sandboxd.errors import SandboxdError, Unprocessable
+from sandboxd.kernel import rootless
 from sandboxd.kernel.archive import unpack
 from sandboxd.kernel.tarstream import ArchiveTruncated
 from sandboxd.kernel.treewriter import UnpackSummary
@@ -38,6 +42,15 @@ EPOCH: Final = 1_700_000_000
 """SOURCE_DATE_EPOCH of builds: any fixed time does; this one is older than every package of the releases in use."""
 _LOG_LINES: Final = 30
 """of mmdebstrap's log in the message when it fails"""
+_STEPS: Final = {
+    "running apt-get update": "fetching the package lists",
+    "downloading packages with apt": "downloading packages",
+    "extracting archives": "unpacking the essential packages",
+    "installing essential packages": "installing the essential packages",
+    "installing remaining packages inside the chroot": "installing the other packages",
+    "creating tarball": "storing the image",
+}
+"""What mmdebstrap says, and what we make of it. The rest of what it says is only for its log."""
 
 
 def build_image(
@@ -210,11 +223,49 @@ def _report(stderr: IO[bytes], log: deque[str], name: str, progress: Progress) -
     for raw in stderr:
         line = raw.decode(errors="replace").rstrip()
         log.append(line)
-        if match := re.fullmatch(r"I: (.*?)(?:\.\.\.)?", line):
-            progress(f"{name}: {match.group(1)}")
+        if (step := _STEPS.get(line.removeprefix("I: ").removesuffix("..."))) is not None:
+            progress(f"{name}: {step}")
 
 
 def _drain(archive: IO[bytes]) -> None:
     """Tar pads its output; leaving before the end would end the builder with SIGPIPE."""
     while archive.read(1 << 20):
         pass
+
+
+# -- as a program, for machines on which no daemon runs yet -------------------------------------------------------
+
+
+def main() -> int:
+    """`python -m sandboxd.service.image_build NAME`: build into the image directory, with root or without."""
+    parser = argparse.ArgumentParser(description="Build an image from a recipe.")
+    parser.add_argument("name", help="name of the image, and of the recipe unless one is given")
+    parser.add_argument("--recipe", help="name of a recipe, or path of a directory with a recipe.toml")
+    parser.add_argument("--image-dir", type=Path, default=default_image_dir())
+    parser.add_argument("--rebuild", action="store_true", help="even if the recipe has not changed")
+    options = parser.parse_args()
+    started = time.monotonic()
+    try:
+        image = build_image(
+            open_image_store(options.image_dir),
+            options.name,
+            recipe=options.recipe,
+            rebuild=options.rebuild,
+            progress=lambda line: print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True),
+        )
+    except (SandboxdError, OSError) as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    print(f"{options.name}: {image.digest[:12]}, {image.size / 1e6:.0f} MB, in {options.image_dir}")
+    return 0
+
+
+def open_image_store(directory: Path) -> ImageStore:
+    """The store, for a single-threaded process: without root it moves into the user's namespace first."""
+    if not is_root() and not in_own_userns():
+        rootless.enter_rootless_namespace()
+    return ImageStore(directory, id_base=rootless.FIRST_ID if in_own_userns() else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_MOUNT_POINTS: Final = (("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +49,15 @@ def staging(directory: Path, *, id_base: int) -> Iterator[Staging]:
         os.fchown(root, id_base, id_base)
         os.fchmod(root, 0o755)
         yield Staging(path, root, lock)
+
+
+def add_mount_points(root: int, *, id_base: int) -> None:
+    """Make the directories that every sandbox has something mounted on, where the image's maker left them out."""
+    for name, mode in _MOUNT_POINTS:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=root)
+            os.chown(name, id_base, id_base, dir_fd=root)
+            os.chmod(name, mode, dir_fd=root)
 
 
 def sweep(directory: Path) -> None:

@@ -192,6 +192,7 @@ class ImageStore:
                 summary = fill(staging.root)
             except (ArchiveError, OSError) as error:
                 raise _explain(error, name) from error
+            image_files.add_mount_points(staging.root, id_base=self.id_base)
             for what, count in summary.dropped.items():
                 log.info("image %s: left out %d x %s", name, count, what)
             return self._publish(staging, name, config or ImageConfig(), origin)
