@@ -12,8 +12,9 @@ Extends Quart at its class attributes. What differs from quart-trio as shipped:
 import json
 import math
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, NoReturn, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import trio
 from quart import Quart, request, websocket
@@ -133,8 +134,21 @@ class PacedRequest(TrioRequest):
     body: PacedBody
 
 
+def _origin_form(target: str) -> str:
+    """The path of a request target that may be a whole URL; Quart fails on some that are neither."""
+    if target.startswith("/"):
+        return target
+    with suppress(ValueError):
+        target = urlsplit(target).path
+    return target if target.startswith("/") else f"/{target}"
+
+
 class HttpConnection(TrioASGIHTTPConnection):
     """One request. The server cancels it if the peer leaves before the response has been handed over."""
+
+    def __init__(self, app: Quart, scope: HTTPScope) -> None:
+        scope["path"] = _origin_form(scope["path"])
+        super().__init__(app, scope)
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         request = cast("PacedRequest", self._create_request_from_scope(send))
@@ -150,7 +164,8 @@ class HttpConnection(TrioASGIHTTPConnection):
         # A handler that streams may have no end; for HEAD hypercorn would drop it piece by piece.
         if request.method != "HEAD":
             await self._send_body(response, send)
-        await request.body.drain()
+        if request.http_version < "2":  # an HTTP/2 stream ends without its neighbours
+            await request.body.drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_body(self, response: ResponseTypes, send: ASGISendCallable) -> None:
@@ -194,6 +209,7 @@ class WebsocketConnection(TrioASGIWebsocketConnection):
     """One websocket."""
 
     def __init__(self, app: QuartTrio, scope: WebsocketScope) -> None:
+        scope["path"] = _origin_form(scope["path"])
         self.app = app
         self.scope = scope
         self._accepted = False

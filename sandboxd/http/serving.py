@@ -14,9 +14,11 @@ from typing import Any
 import trio
 
 from sandboxd.http.listeners import Listener
-from sandboxd.http.peer import Peer, identify
+from sandboxd.http.peer import Peer, identify, peer_of, stopping_of
 from sandboxd.http.stack import ASGIFramework, ConnectionState, HypercornConfig, WorkerContext
 from sandboxd.http.transport import Patience, Transport
+
+__all__ = ("Peer", "Server", "ServingLimits", "ServingStatistics", "peer_of", "serve", "stopping_of")
 
 log = logging.getLogger(__name__)
 

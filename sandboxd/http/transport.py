@@ -44,6 +44,9 @@ UNSENT_BYTES = 128 * 1024
 # Seconds an application has to end once its connection has, before it is cancelled.
 ENDING_GRACE = 5.0
 
+# Seconds a closing connection lingers once the daemon is stopping; nearly every peer needs none.
+STOPPING_LINGER = 0.25
+
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -269,7 +272,8 @@ class Transport:
             await self._stream.aclose()  # TLS has no half: this says goodbye and closes
         else:
             await self._stream.send_eof()
-        self._reading.deadline = min(self._reading.deadline, trio.current_time() + self._patience.linger)
+        linger = STOPPING_LINGER if self._context.terminated.is_set() else self._patience.linger
+        self._reading.deadline = min(self._reading.deadline, trio.current_time() + linger)
 
     async def _finish_writing(self) -> None:
         self._closing = True

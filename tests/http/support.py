@@ -161,6 +161,11 @@ class Client:
         await self.send(h11.EndOfMessage())
         return await self.response()
 
+    def expect_response(self) -> None:
+        """Get ready to read the response to a request that was sent by other means."""
+        self._h11.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+        self._h11.send(h11.EndOfMessage())
+
     def reuse(self) -> None:
         """Get ready for another request on this connection; h11 raises if that is not possible."""
         self._h11.start_next_cycle()

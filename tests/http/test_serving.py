@@ -1,0 +1,478 @@
+import logging
+import os
+import resource
+import socket
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h11
+import pytest
+import quart
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sandboxd.http.connection import SandboxdApp
+from sandboxd.http.peer import Credentials, peer_of
+from sandboxd.http.serving import ServingLimits
+from tests.http.support import PATIENCE, Client, client, exchange, is_serving, read_to_end, serving, websocket
+
+GET = b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture
+def app() -> Any:
+    app: Any = SandboxdApp("serving")
+    app.entered = trio.Event()
+    app.release = trio.Event()
+
+    @app.get("/ok")
+    async def ok() -> dict[str, bool]:
+        return {"ok": True}
+
+    @app.get("/who")
+    async def who() -> dict[str, Any]:
+        peer = peer_of(quart.request.scope)
+        credentials = peer.credentials
+        return {
+            "listener": peer.listener,
+            "address": peer.address,
+            "ids": credentials and [credentials.pid, credentials.uid, credentials.gid],
+        }
+
+    @app.post("/echo")
+    async def echo() -> bytes:
+        return b"".join([chunk async for chunk in quart.request.body])
+
+    @app.get("/held")
+    async def held() -> str:
+        app.entered.set()
+        await app.release.wait()
+        return "released"
+
+    @app.get("/failing")
+    async def failing() -> str:
+        raise RuntimeError("boom")
+
+    @app.get("/half-failing")
+    async def half_failing() -> Any:
+        async def body() -> Any:
+            yield b"first half"
+            raise RuntimeError("boom")
+
+        return await quart.make_response(body())
+
+    @app.websocket("/ws")
+    async def ws() -> None:
+        await quart.websocket.accept()
+        while True:
+            await quart.websocket.send(await quart.websocket.receive())
+
+    return app
+
+
+# Who is there
+
+
+async def test_unix_peer_is_known_by_its_credentials(app):
+    async with serving(app) as served, client(served) as http:
+        _, body = await http.request("GET", "/who")
+    found = quart.json.loads(body)
+    assert found["ids"] == [os.getpid(), os.getuid(), os.getgid()]
+    assert found["listener"].startswith("unix:/")
+
+
+async def test_tcp_peer_is_known_by_its_address(app):
+    async with serving(app, tcp=True) as served, client(served) as http:
+        _, body = await http.request("GET", "/who")
+        assert quart.json.loads(body)["address"] == list(http.stream.socket.getsockname())
+
+
+def test_credentials_are_a_value():
+    assert Credentials(1, 2, 3) == Credentials(pid=1, uid=2, gid=3)
+
+
+# Many requests on a connection, many connections
+
+
+async def test_connection_carries_thousands_of_requests(app):
+    async with serving(app) as served, client(served) as http:
+        for _ in range(2500):
+            response, _ = await http.request("GET", "/ok")
+            assert response.status_code == 200
+            http.reuse()
+
+
+async def test_pipelined_requests_are_answered_in_order(app):
+    requests = b"".join(
+        b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n%03d" % number for number in range(200)
+    )
+    async with serving(app) as served, await served.connect() as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, requests)
+        http = Client(stream)
+        for number in range(200):
+            http.expect_response()
+            _, body = await http.response()
+            assert body == b"%03d" % number
+            http.reuse()
+
+
+async def test_hundreds_of_idle_connections_disturb_nobody(app):
+    async with serving(app) as served, AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(await served.connect()) for _ in range(500)]
+        for stream in idle[::2]:
+            await stream.send_all(GET)
+        for stream in idle[::2]:
+            assert b"200" in await stream.receive_some()
+        assert await is_serving(served)
+        assert served.server.statistics().connections >= 500
+        served.stop.set()
+        with trio.fail_after(PATIENCE):
+            await served.ended.wait()
+
+
+async def test_connections_over_the_limit_are_told_so(app):
+    async with serving(app, limits=ServingLimits(max_connections=2)) as served:
+        async with client(served) as one, client(served) as two:
+            await one.request("GET", "/ok")
+            await two.request("GET", "/ok")
+            refusal = await exchange(served, GET)
+            assert refusal.startswith(b"HTTP/1.1 503 ")
+            assert b"2 are open" in refusal
+            one.reuse()
+            response, _ = await one.request("GET", "/ok")
+            assert response.status_code == 200
+        with trio.fail_after(PATIENCE):
+            while not await is_serving(served):
+                await trio.lowlevel.checkpoint()
+        assert served.server.statistics().refused >= 1
+
+
+@contextmanager
+def no_descriptors_left():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def calling(react, *, on):
+    """Call `react` when the serving log says `on`."""
+    log = logging.getLogger("sandboxd.http.serving")
+
+    def watch(record):
+        if on in record.getMessage():
+            react()
+        return True
+
+    log.addFilter(watch)
+    try:
+        yield
+    finally:
+        log.removeFilter(watch)
+
+
+async def test_accepting_survives_running_out_of_descriptors(app, caplog):
+    told = trio.Event()
+    with socket.socket(socket.AF_UNIX) as waiting, calling(told.set, on="cannot accept connections"):
+        async with serving(app) as served:
+            path = served.connect.args[0]
+            with no_descriptors_left():
+                waiting.connect(str(path))
+                with trio.fail_after(PATIENCE):
+                    await told.wait()
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(waiting))
+            await stream.send_all(GET)
+            with trio.fail_after(PATIENCE):
+                assert b"200" in await stream.receive_some()
+    assert caplog.text.count("Too many open files") == 1
+
+
+# Stopping
+
+
+async def test_request_under_way_is_finished_and_new_clients_are_refused(app):
+    async with serving(app, grace=PATIENCE) as served, client(served) as http, trio.open_nursery() as nursery:
+
+        async def finish() -> None:
+            response, body = await http.request("GET", "/held")
+            assert (response.status_code, body) == (200, b"released")
+            assert await http.stream.receive_some() == b""
+
+        nursery.start_soon(finish)
+        await app.entered.wait()
+        served.stop.set()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(OSError):
+            await served.connect()
+        app.release.set()
+        with trio.fail_after(PATIENCE):
+            await served.ended.wait()
+
+
+async def test_handler_is_cancelled_when_the_grace_is_over(app):
+    async with serving(app, grace=0.2) as served, client(served) as http:
+        await http.send(h11.Request(method="GET", target="/held", headers=[("host", "x")]))
+        await http.send(h11.EndOfMessage())
+        await app.entered.wait()
+        served.stop.set()
+        with trio.fail_after(5):
+            await served.ended.wait()
+
+
+# Failing handlers
+
+
+async def test_failing_handler_answers_500_and_keeps_the_connection(app, caplog):
+    async with serving(app) as served, client(served) as http:
+        response, _ = await http.request("GET", "/failing")
+        assert response.status_code == 500
+        http.reuse()
+        response, _ = await http.request("GET", "/ok")
+        assert response.status_code == 200
+    assert "boom" in caplog.text
+
+
+async def test_response_that_fails_half_way_is_cut_so_that_the_client_notices(app, caplog):
+    async with serving(app) as served:
+        raw = await exchange(served, b"GET /half-failing HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.endswith(b"first half\r\n")
+        assert await is_serving(served)
+    assert "application failed on http /half-failing" in caplog.text
+
+
+# Clients that behave badly
+
+
+async def test_slow_headers_are_cut_off(app):
+    """One byte now and then does not prolong it: the time runs from the first."""
+    limits = ServingLimits(header_timeout=0.5, keep_alive_timeout=60)
+    async with serving(app, limits=limits) as served, await served.connect() as stream:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def drip() -> None:
+                for byte in GET[:-2] * 100:
+                    await stream.send_all(bytes([byte]))
+                    await trio.sleep(0.05)
+
+            nursery.start_soon(drip)
+            answer = await read_to_end(stream)
+            nursery.cancel_scope.cancel()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert 0.4 < trio.current_time() - began < 5
+
+
+@pytest.mark.parametrize("header", [b"x: " + b"y" * 200_000, b"\r\n".join(b"x%d: y" % n for n in range(25000))])
+async def test_huge_headers_are_refused(app, header):
+    async with serving(app) as served:
+        answer = await exchange(served, b"GET /ok HTTP/1.1\r\nhost: x\r\n" + header + b"\r\n\r\n")
+        assert answer.split()[1] in (b"400", b"431")
+        assert await is_serving(served)
+
+
+async def test_headers_within_the_limit_are_taken(app):
+    async with serving(app) as served:
+        answer = await exchange(
+            served, b"GET /ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"y" * 60_000 + b"\r\n\r\n"
+        )
+        assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_upload_that_ends_half_way_costs_only_itself(app):
+    async with serving(app) as served, await served.connect() as stream:
+        await stream.send_all(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nhalf")
+        await stream.send_eof()
+        await read_to_end(stream)
+        assert await is_serving(served)
+        assert served.server.statistics().failed == 0
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET ? HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET http://x/ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET http://[x/ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET //// HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET /%ff%00 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET /ok HTTP/1.1\r\nhost: \xff[:::\r\nconnection: close\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx",
+        b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\nx",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
+    ],
+)
+async def test_odd_request_gets_an_answer_or_the_door(app, raw):
+    async with serving(app, limits=ServingLimits(header_timeout=0.3)) as served:
+        answer = await exchange(served, raw)
+        assert b" 500 " not in answer
+        assert await is_serving(served)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        b"GET /ok HTTP/1.1\r\n",
+        b"POST /echo HTTP/1.1\r\n",
+        b"GET /ws HTTP/1.1\r\n",
+        b"host: x\r\n",
+        b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAA\r\n",
+        b"content-length: 5\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"expect: 100-continue\r\n",
+        b"\r\n",
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"\x00\x00\x05\x00\x01\x00\x00\x00\x01hello",
+        b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x08",
+        b"\x81\x85abcd",
+        b"\x88\x80abcd",
+    ]
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(FRAGMENTS | st.binary(max_size=40), max_size=12).map(b"".join), min_size=10, max_size=25))
+def test_junk_never_ends_the_server(app, junk):
+    """Each example is a batch of connections with something different wrong, left open, then a sane request."""
+
+    async def attack() -> None:
+        async with serving(app, grace=0.2) as served, AsyncExitStack() as stack:
+            for raw in junk:
+                stream = await stack.enter_async_context(await served.connect())
+                await stream.send_all(raw)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await is_serving(served)
+        assert served.died is None
+
+    logging.disable(logging.CRITICAL)
+    try:
+        trio.run(attack)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def test_websocket_message_over_the_limit_closes_1009_and_is_not_collected(app):
+    limits = ServingLimits(max_websocket_message=100_000)
+    async with serving(app, limits=limits) as served:
+        async with websocket(served, "/ws", max_message_size=200_000) as connection:
+            await connection.send_message(b"x" * 100_000)
+            assert await connection.get_message() == b"x" * 100_000
+        async with await served.connect() as stream:
+            await stream.send_all(
+                b"GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                b"sec-websocket-version: 13\r\nsec-websocket-key: bKdPyn3u98cTfZJSh4TNeQ==\r\n\r\n"
+            )
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+            endless = b"\x82\xff" + (2**40).to_bytes(8) + b"\0\0\0\0"
+            await stream.send_all(endless + b"x" * 150_000)
+            answer = await read_to_end(stream)
+            assert b"\x88\x02" + (1009).to_bytes(2) in answer
+
+
+# HTTP/2
+
+
+class Http2Client:
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.h2.initiate_connection()
+
+    async def request(self, method: str, path: str, *, end_stream: bool = True) -> int:
+        number = self.h2.get_next_available_stream_id()
+        pseudo = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "x")]
+        self.h2.send_headers(number, pseudo, end_stream=end_stream)
+        await self.flush()
+        return number
+
+    async def flush(self) -> None:
+        await self.stream.send_all(self.h2.data_to_send())
+
+    async def response(self, number: int) -> tuple[str, bytes]:
+        status, body = "", b""
+        with trio.fail_after(PATIENCE):
+            while True:
+                for event in self.h2.receive_data(await self.stream.receive_some()):
+                    if isinstance(event, h2.events.ResponseReceived) and event.stream_id == number:
+                        status = dict(event.headers)[b":status"].decode()
+                    elif isinstance(event, h2.events.DataReceived):
+                        body += event.data
+                        self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    elif isinstance(event, h2.events.StreamEnded) and event.stream_id == number:
+                        await self.flush()
+                        return status, body
+                await self.flush()
+
+
+async def test_http2_by_prior_knowledge(app):
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        for _ in range(3):
+            assert await http.response(await http.request("GET", "/ok")) == ("200", b'{"ok":true}\n')
+
+
+async def test_http2_requests_do_not_wait_for_one_another(app):
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        held = await http.request("GET", "/held")
+        await app.entered.wait()
+        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
+        app.release.set()
+        assert await http.response(held) == ("200", b"released")
+
+
+async def test_http2_connection_survives_data_after_the_response(app):
+    """An upload refused early: the peer is told to stop, its other requests go on."""
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        number = await http.request("POST", "/no-such-place", end_stream=False)
+        assert (await http.response(number))[0] == "404"
+        http.h2.send_data(number, b"still uploading")
+        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
+    assert served.server.statistics().failed == 0
+
+
+async def test_http2_upload_larger_than_every_window(app):
+    size = 2**20
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        number = await http.request("POST", "/echo", end_stream=False)
+        sent = 0
+        received = 0
+        with trio.fail_after(PATIENCE):
+            while received < size:
+                window = min(http.h2.local_flow_control_window(number), http.h2.max_outbound_frame_size, size - sent)
+                if window > 0:
+                    sent += window
+                    http.h2.send_data(number, bytes(window), end_stream=sent == size)
+                    await http.flush()
+                    continue
+                for event in http.h2.receive_data(await stream.receive_some()):
+                    if isinstance(event, h2.events.DataReceived):
+                        received += len(event.data)
+                        http.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                await http.flush()
+
+
+async def test_idle_http2_connection_is_closed_after_its_limit(app):
+    async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        await http.flush()
+        await read_to_end(stream)
