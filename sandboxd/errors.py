@@ -19,6 +19,8 @@
 fix it, `facts` are machine-readable details. The split between "you erred" and "we failed" follows h11.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -95,3 +97,24 @@ class SandboxLost(SandboxdError):
 
 class StartupError(SandboxdError):
     default_kind = "startup"
+
+
+@contextlib.contextmanager
+def ungrouped() -> Iterator[None]:
+    """Let the domain's error out of a nursery as itself: that there were tasks is an implementation's detail.
+
+    A group with anything else in it passes as it is: a bug, or a cancellation, which must keep its shape.
+    """
+    try:
+        yield
+    except ExceptionGroup as group:
+        matching, rest = group.split(SandboxdError)
+        if rest is not None or matching is None:
+            raise
+        raise _first_leaf(matching) from group
+
+
+def _first_leaf(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -70,7 +70,7 @@ class SandboxSpec:
     """What a client asked for, with every default filled in."""
 
     image: str
-    """digest of the image, resolved from the name asked for"""
+    """digest of the image, resolved from the name asked for; empty until the service has done so"""
     image_name: str
     name: str | None = None
     env: Mapping[str, str] = field(default_factory=lambda: EMPTY)

@@ -28,6 +28,7 @@ MS_RDONLY: Final = 1
 MS_REC: Final = 16384
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 OPEN_TREE_CLONE: Final = 1
+PR_SET_DUMPABLE: Final = 4
 PR_SET_SECUREBITS: Final = 28
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -43,6 +44,8 @@ _NR_MOUNT_SETATTR: Final = 442
 # PyDLL keeps the GIL: these calls are short, and clone3's child must not come back to a GIL it does not hold.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+# Ids are unsigned, and ours may lie above 2**31.
+_libc.setfsgid.restype = _libc.setfsuid.restype = ctypes.c_uint
 
 
 class CloneArgs(ctypes.Structure):

@@ -48,6 +48,8 @@ def _become_and_wait(start: int, max_processes: int, ready: int, done: tuple[int
         os.setgroups([])
         os.setresgid(start, start, start)
         os.setresuid(start, start, start)
+        # Changing ids made /proc/PID the host root's; a parent that is root of a namespace only could not write it.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
         syscalls.unshare(syscalls.CLONE_NEWUSER)
     except OSError as error:
         message = str(error).encode()[:200]

@@ -76,6 +76,8 @@ class Host:
     disk: Disk
     ranges: IdRanges
     idmapped: bool
+    root_id: int
+    """id on disk of a sandbox's root: 0, or 1 where the daemon itself lives in a user namespace"""
     init: Path
     block_device: str | None
     """major:minor of the disk under the state directory, for io limits"""

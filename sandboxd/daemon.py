@@ -1,0 +1,234 @@
+"""Composition: everything the daemon is, opened in order and closed in reverse.
+
+    lock the state directory · bind the listeners · open the store · ready the host · recover · serve
+
+Sockets are bound before anything runs, so that a taken address is one sentence; connections that come in meanwhile
+wait in the backlog until recovery is done.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from sandboxd.config import Config, find_asset, in_own_userns
+from sandboxd.errors import StartupError
+from sandboxd.http.app import build_app
+from sandboxd.http.listeners import Listener, activated, bind, parse_listen_address
+from sandboxd.http.serving import Server, ServingLimits
+from sandboxd.isolation import seccomp
+from sandboxd.isolation.bwrap import BwrapBackend
+from sandboxd.kernel import rootless
+from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgroups, prepare_cgroups
+from sandboxd.kernel.cgroups import block_device_of
+from sandboxd.service.disk import Disk
+from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
+from sandboxd.service.sandboxes import Host
+from sandboxd.service.service import Capabilities, Service, open_service
+from sandboxd.store import open_store
+
+log = logging.getLogger(__name__)
+
+
+async def run(config: Config, *, reload: Callable[[], Config]) -> None:
+    """The daemon's whole life. Returns after SIGTERM or SIGINT. Raises: StartupError."""
+    os.umask(0o022)
+    make_directories(config)
+    with lock_state(config.state_dir), bind_listeners(config) as listeners:
+        async with contextlib.AsyncExitStack() as stack:
+            store = await stack.enter_async_context(open_store(config.state_dir / "state.db"))
+            host, capabilities = stack.enter_context(ready_host(config))
+            service = await stack.enter_async_context(
+                open_service(config=config, store=store, host=host, capabilities=capabilities)
+            )
+            await serve(config, service, listeners, reload=reload)
+            notify("STOPPING=1")
+
+
+async def serve(
+    config: Config, service: Service, listeners: tuple[Listener, ...], *, reload: Callable[[], Config]
+) -> None:
+    stop = trio.Event()
+    server = Server(build_app(service), limits=serving_limits(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(handle_signals, stop, nursery.cancel_scope, service, reload)
+        async with trio.open_nursery() as serving:
+            await serving.start(_serve_until, server, listeners, stop, config.shutdown_grace)
+            log.info("serving on %s", ", ".join(listener.label for listener in listeners))
+            notify("READY=1")
+        nursery.cancel_scope.cancel("serving ended")
+
+
+async def _serve_until(
+    server: Server,
+    listeners: tuple[Listener, ...],
+    stop: trio.Event,
+    grace: float,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    await server.serve(listeners, stop=stop, grace=grace, task_status=task_status)
+
+
+async def handle_signals(
+    stop: trio.Event,
+    everything: trio.CancelScope,
+    service: Service,
+    reload: Callable[[], Config],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """TERM or INT: end gracefully; a second one: at once. HUP: read the configuration again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGHUP:
+                reload_config(service, reload)
+            elif stop.is_set():
+                log.warning("second %s: ending at once", signal.Signals(number).name)
+                everything.cancel("second signal")
+            else:
+                log.info("%s: ending", signal.Signals(number).name)
+                stop.set()
+
+
+# What applies to requests to come; everything else is fixed when the daemon starts.
+RELOADABLE = frozenset({"sandbox", "log_level"})
+
+
+def reload_config(service: Service, read: Callable[[], Config]) -> None:
+    """Take over what may change while running; say what needs a restart. A file with errors changes nothing."""
+    try:
+        new = read()
+    except StartupError as error:
+        log.error("configuration not reloaded: %s", error)
+        return
+    changed = {name for name in Config.model_fields if getattr(new, name) != getattr(service.config, name)}
+    for name in sorted(changed - RELOADABLE):
+        log.warning("configuration: %s takes effect after a restart", name)
+    service.config = service.config.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
+    logging.getLogger().setLevel(service.config.log_level.upper())
+    log.info("configuration reloaded: %s", ", ".join(sorted(changed & RELOADABLE)) or "nothing changed")
+
+
+# -- the host -----------------------------------------------------------------------------------------------------
+
+
+def make_directories(config: Config) -> None:
+    try:
+        for directory, mode in ((config.state_dir, 0o700), (config.runtime_dir, 0o755), (config.image_dir, 0o700)):
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"cannot make {error.filename}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def lock_state(state_dir: Path) -> Iterator[None]:
+    """Keep a second daemon off the same state, for as long as this one lives."""
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise StartupError(f"cannot use {state_dir}: the daemon with pid {owner} uses it already") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def bind_listeners(config: Config) -> Iterator[tuple[Listener, ...]]:
+    passed = activated(os.environ)
+    addresses = [] if passed else [parse_listen_address(text) for text in config.listeners()]
+    with bind(addresses, group=config.socket_group) as bound:
+        yield (*passed, *bound)
+
+
+@contextlib.contextmanager
+def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
+    """The backend and what it stands on."""
+    bwrap = find_bwrap(config)
+    init = config.init or find_asset("rootfs/init/build/sandbox-init")
+    profile = seccomp.compile_profile(config.seccomp_profile or find_asset("seccomp/default.json"))
+    support, cgroups = ready_cgroups(config)
+    own_userns = in_own_userns()
+    root_id = rootless.FIRST_ID if own_userns else 0
+    backend = BwrapBackend(bwrap=bwrap, profile=profile, max_processes=config.sandbox.max_processes)
+    block_device = block_device_of(config.state_dir)
+    host = Host(
+        backend=backend,
+        cgroups=cgroups,
+        disk=Disk(state_dir=config.state_dir, runtime_dir=config.runtime_dir, root_id=root_id),
+        ranges=SharedRange(root_id) if own_userns else _own_ranges(config),
+        idmapped=not own_userns,
+        root_id=root_id,
+        init=init,
+        block_device=block_device,
+    )
+    enforceable = cgroups.limits if cgroups else frozenset()
+    capabilities = Capabilities(
+        backend=backend.name,
+        rootless=own_userns,
+        enforceable=enforceable if block_device else enforceable - {"io"},
+        limits_reason="; ".join([support.reason, *(cgroups.refused.values() if cgroups else ())]).strip("; "),
+        max_sandboxes=config.sandbox.max_sandboxes,
+        max_lifetime=config.sandbox.max_timeout,
+        default_image=config.sandbox.default_image,
+    )
+    try:
+        yield host, capabilities
+    finally:
+        backend.close()
+
+
+def find_bwrap(config: Config) -> Path:
+    found = config.bwrap or shutil.which("bwrap")
+    if found is None:
+        raise StartupError("cannot find bwrap: install the package bubblewrap, or set `bwrap` in the configuration")
+    return Path(found)
+
+
+def ready_cgroups(config: Config) -> tuple[CgroupSupport, CgroupTree | None]:
+    """The daemon's part of the cgroup tree, named after its state directory so that daemons do not meet there."""
+    support = discover_cgroups(config.cgroup_root)
+    if support.root is None or not support.can_kill:
+        log.warning("no cgroups for sandboxes: %s", support.reason)
+        return support, None
+    instance = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
+    try:
+        return support, prepare_cgroups(support, instance=instance)
+    except OSError as error:
+        log.warning("no cgroups for sandboxes: %s", error)
+        return dataclasses.replace(support, root=None, reason=str(error)), None
+
+
+def _own_ranges(config: Config) -> IdRanges:
+    return IdRanges(claim_block(config.state_dir, config.range_first), RANGES_PER_BLOCK)
+
+
+def serving_limits(config: Config) -> ServingLimits:
+    return ServingLimits(
+        max_connections=config.http.max_connections,
+        header_timeout=config.http.header_timeout,
+        keep_alive_timeout=config.http.keep_alive,
+        max_header_bytes=config.http.max_header_bytes,
+    )
+
+
+def notify(message: str) -> None:
+    """Tell the service manager (sd_notify(3)), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.send(message.encode())

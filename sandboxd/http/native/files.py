@@ -1,0 +1,63 @@
+"""Files, streamed in and out."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from quart import request
+from quart.wrappers.response import ResponseBody
+
+from sandboxd.http.native.schemas import Uploaded
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.service import files
+from sandboxd.service.sandboxes import Entry
+
+
+async def upload(call: Call, sandbox: str) -> Uploaded:
+    entry = call.service.sandboxes.entry(sandbox)
+    size = await files.upload(
+        entry,
+        call.query.path,
+        aiter(request.body),
+        user=call.query.user or entry.sandbox.spec.user,
+        mode=int(call.query.mode, 8),
+        parents=call.query.parents,
+    )
+    return Uploaded(path=call.query.path, size=size)
+
+
+async def download(call: Call, sandbox: str) -> TrioResponse:
+    entry = call.service.sandboxes.entry(sandbox)
+    body = _FileBody(entry, call.query.path, call.query.user or entry.sandbox.spec.user)
+    size = await body.open()
+    return TrioResponse(body, headers={"content-length": str(size)}, content_type="application/octet-stream")
+
+
+class _FileBody(ResponseBody):
+    """A file as a response body. Owns: the transfer, from open() until the response ended."""
+
+    def __init__(self, entry: Entry, path: str, user: str) -> None:
+        self._source = files.download(entry, path, user=user)
+        self._stack = AsyncExitStack()
+        self._chunks: AsyncIterator[bytes]
+
+    async def open(self) -> int:
+        """Begin before the response does, so that a missing file is a 404."""
+        size, self._chunks = await self._stack.enter_async_context(self._source)
+        return size
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, tb)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._chunks)

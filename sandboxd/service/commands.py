@@ -1,0 +1,235 @@
+"""Commands in a sandbox, attached: started, fed, listened to, and ended with their whole process tree.
+
+sandbox-init keeps the processes and their output; this is the daemon's view of one connection to it. Output is
+lossless while we are attached (init holds the command back rather than drop bytes), a command's time limit is kept
+whether or not anybody reads, and leaving the block before the command ended kills its tree.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import trio
+
+from sandboxd.errors import SandboxdError, SandboxLost, Unprocessable, ungrouped
+from sandboxd.isolation import wire
+from sandboxd.isolation.init_client import Attachment, InitClient, InitError, InitGone
+from sandboxd.isolation.wire import WireError
+from sandboxd.model import (
+    CommandEvent,
+    CommandExited,
+    CommandResult,
+    CommandSpec,
+    CommandStarted,
+    OutputChunk,
+    OutputGap,
+    StdinAccepted,
+    StreamName,
+    TerminalSize,
+)
+from sandboxd.service.sandboxes import Entry
+
+SHELLS = ("/bin/bash", "/bin/sh")
+# Enough for sandbox-init to walk and kill a large tree; a machine that needs longer is being deleted anyway.
+KILL_LIMIT = 10.0
+
+_STREAMS = {wire.Stream.STDOUT: StreamName.STDOUT, wire.Stream.STDERR: StreamName.STDERR}
+
+
+class RunningCommand:
+    """One attached command. Made by `attached_command` only.
+
+    Raises (every method): SandboxLost when the sandbox ended under it.
+    """
+
+    def __init__(self, entry: Entry, init: InitClient, attachment: Attachment, started: CommandStarted) -> None:
+        self.started = started
+        self._entry = entry
+        self._init = init
+        self._attachment = attachment
+        self._kills_before = _oom_kills(entry)
+        self._timed_out = False
+        self.exited: CommandExited | None = None
+
+    async def receive(self) -> CommandEvent:
+        """The next event; after CommandExited there is none."""
+        with init_errors(self._entry):
+            return self._translate(await self._attachment.receive())
+
+    async def send_stdin(self, data: bytes) -> None:
+        """Returns when sandbox-init has room for it, not when the command has read it."""
+        with init_errors(self._entry):
+            await self._attachment.send_stdin(data)
+
+    async def close_stdin(self) -> None:
+        with init_errors(self._entry):
+            await self._attachment.close_stdin()
+
+    async def resize(self, size: TerminalSize) -> None:
+        with init_errors(self._entry):
+            await self._init.resize(self.started.id, cols=size.cols, rows=size.rows)
+
+    async def signal(self, number: int, scope: wire.SignalScope) -> None:
+        """Send a signal; one to a command that just ended is fine."""
+        with init_errors(self._entry):
+            try:
+                await self._init.signal(self.started.id, number, scope=scope)
+            except InitError as error:
+                if error.kind not in {"command", "ended"}:
+                    raise
+
+    async def kill(self) -> None:
+        """SIGKILL the command and everything it started, whatever session that moved to."""
+        await self.signal(signal.SIGKILL, wire.SignalScope.TREE)
+
+    async def kill_at(self, deadline: float) -> None:
+        """A task beside the reader: the time limit."""
+        await trio.sleep_until(deadline)
+        self._timed_out = True
+        await self.kill()
+
+    def _translate(self, message: wire.AttachmentMessage) -> CommandEvent:
+        match message:
+            case wire.Output(stream=stream, offset=offset, data=data):
+                return OutputChunk(_STREAMS[stream], offset, data)
+            case wire.Gap(stream=stream, start=start, end=end):
+                return OutputGap(_STREAMS[stream], end - start)
+            case wire.StdinAck(total=total):
+                return StdinAccepted(total)
+            case wire.StdinClosed():
+                return StdinAccepted(0, closed=True)
+            case wire.Exited():
+                self.exited = self._exited(message)
+                return self.exited
+
+    def _exited(self, message: wire.Exited) -> CommandExited:
+        return CommandExited(
+            exit_code=message.code,
+            signal=message.signal,
+            duration=max(0, message.ended_at_ms - message.started_at_ms) / 1000,
+            timed_out=self._timed_out,
+            oom_killed=_oom_kills(self._entry) > self._kills_before,
+            output_incomplete=message.output_incomplete,
+            cpu_time=(message.user_time_us + message.system_time_us) / 1e6,
+            max_rss=message.max_rss_kb * 1024,
+        )
+
+
+@contextlib.asynccontextmanager
+async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[RunningCommand]:
+    """Start a command and stay with it.
+
+    Owns: the connection to sandbox-init and the command's tree until it exited. Cancelled (or left early): the tree
+    is killed. Raises: Conflict, InvalidRequest, Unprocessable, SandboxLost.
+    """
+    running = entry.require_running()
+    request = _spawn_request(entry, spec)
+    async with contextlib.AsyncExitStack() as stack:
+        with init_errors(entry):
+            attachment = await _spawn(stack, running.init, request, shell=spec.shell)
+        started = CommandStarted(attachment.started.command, attachment.started.pid)
+        command = RunningCommand(entry, running.init, attachment, started)
+        stack.enter_context(ungrouped())
+        async with trio.open_nursery() as nursery:
+            if spec.timeout is not None:
+                nursery.start_soon(command.kill_at, trio.current_time() + spec.timeout)
+            try:
+                yield command
+            finally:
+                nursery.cancel_scope.cancel("the command ended, or its client left")
+                if command.exited is None:
+                    await _kill_unheard(command)
+
+
+async def run_to_end(entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int) -> CommandResult:
+    """Run a command and collect its output, at most `max_output` bytes of each stream."""
+    collected = {StreamName.STDOUT: bytearray(), StreamName.STDERR: bytearray()}
+    truncated = False
+    async with attached_command(entry, spec) as command:
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                if spec.stdin:
+                    nursery.start_soon(feed, command, stdin)
+                while not isinstance(event := await command.receive(), CommandExited):
+                    if isinstance(event, OutputChunk):
+                        buffer = collected[event.stream]
+                        room = max_output - len(buffer)
+                        truncated |= len(event.data) > room
+                        buffer += event.data[:room]
+                nursery.cancel_scope.cancel("the command ended")
+    return CommandResult(
+        stdout=bytes(collected[StreamName.STDOUT]),
+        stderr=bytes(collected[StreamName.STDERR]),
+        exited=event,
+        truncated=truncated,
+    )
+
+
+async def feed(command: RunningCommand, data: bytes) -> None:
+    """Give a command all of its stdin, at the pace at which it reads."""
+    await command.send_stdin(data)
+    await command.close_stdin()
+
+
+async def _spawn(
+    stack: contextlib.AsyncExitStack, init: InitClient, request: wire.SpawnRequest, *, shell: bool
+) -> Attachment:
+    """Start it; for a shell command, with the first shell that the image has."""
+    if not shell:
+        return await stack.enter_async_context(init.spawn_attached(request))
+    for program in SHELLS:
+        argv = (program.encode(), b"-c", *request.argv)
+        try:
+            return await stack.enter_async_context(init.spawn_attached(replace(request, argv=argv)))
+        except InitError as error:
+            if error.kind != "program" or program == SHELLS[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _kill_unheard(command: RunningCommand) -> None:
+    with trio.move_on_after(KILL_LIMIT, shield=True), contextlib.suppress(SandboxdError):
+        await command.kill()
+
+
+def _spawn_request(entry: Entry, spec: CommandSpec) -> wire.SpawnRequest:
+    sandbox = entry.sandbox.spec
+    environment = {**sandbox.env, **spec.env}
+    return wire.SpawnRequest(
+        argv=tuple(os.fsencode(word) for word in spec.argv),
+        env=tuple(os.fsencode(f"{name}={value}") for name, value in environment.items()),
+        cwd=os.fsencode(spec.cwd or sandbox.workdir),
+        user=os.fsencode(spec.user or sandbox.user),
+        stdin=wire.StdinMode.PIPE if spec.stdin or spec.terminal else wire.StdinMode.NULL,
+        terminal=(spec.terminal.cols, spec.terminal.rows) if spec.terminal else None,
+        flags=wire.Flag.ATTACH | wire.Flag.LOSSLESS | wire.Flag.PROGRAM_LOOKUP,
+    )
+
+
+@contextlib.contextmanager
+def init_errors(entry: Entry) -> Iterator[None]:
+    """sandbox-init's refusals and failures in the service's words."""
+    try:
+        yield
+    except InitError as error:
+        raise _refused(error) from error
+    except (InitGone, WireError, OSError) as error:
+        raise SandboxLost(f"cannot go on: sandbox {entry.sandbox.id} ended under the operation ({error})") from error
+
+
+def _refused(error: InitError) -> SandboxdError:
+    kind = {"cwd": "bad_cwd", "user": "unknown_user", "program": "program_not_found"}.get(error.kind, error.kind)
+    return Unprocessable(error.message, kind=kind, errno=error.errno)
+
+
+def _oom_kills(entry: Entry) -> int:
+    cgroup = entry.running.cgroup if entry.running else None
+    if cgroup is None:
+        return 0
+    try:
+        events = cgroup.memory_events()
+    except OSError:  # the sandbox is going away
+        return 0
+    return events.oom_kill if events else 0

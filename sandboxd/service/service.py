@@ -1,0 +1,177 @@
+"""The domain as one thing: what the HTTP layer is given, and the nursery in which its durable work lives."""
+
+import contextlib
+import platform
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import trio
+
+from sandboxd.config import Config
+from sandboxd.errors import InvalidRequest, Unprocessable
+from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
+from sandboxd.service import commands
+from sandboxd.service.events import EventLog
+from sandboxd.service.images import ImageStore
+from sandboxd.service.keys import Keys
+from sandboxd.service.metrics import MetricsReader
+from sandboxd.service.oom import OomWatch
+from sandboxd.service.sandboxes import Host, Sandboxes
+from sandboxd.store import Store
+
+# Which of CgroupTree.limits each limit of ours needs.
+_CONTROLLER = {
+    "memory": "memory",
+    "swap": "swap",
+    "pids": "pids",
+    "cpus": "cpu",
+    "cpu_weight": "cpu",
+    "read_bps": "io",
+    "write_bps": "io",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What this daemon can do on this host."""
+
+    backend: str
+    rootless: bool
+    enforceable: frozenset[str]
+    """of memory, swap, pids, cpu, io"""
+    limits_reason: str
+    """what is missing for the rest, and what would help"""
+    max_sandboxes: int
+    max_lifetime: float
+    default_image: str
+
+
+class Service:
+    """Made by open_service() only. Everything a dialect may ask of the daemon starts here."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        sandboxes: Sandboxes,
+        events: EventLog,
+        keys: Keys,
+        images: ImageStore,
+        capabilities: Capabilities,
+    ) -> None:
+        self.config = config
+        self.sandboxes = sandboxes
+        self.events = events
+        self.keys = keys
+        self.images = images
+        self.metrics = MetricsReader()
+        self.capabilities = capabilities
+        self.node = platform.node()
+        self.started = time.monotonic()
+        self._pinned: set[str] = set()
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox of the image `spec.image_name` names; what is left open is filled from the image.
+
+        Raises: NotFound (no such image), InvalidRequest, Unprocessable (a limit this host cannot enforce), Conflict,
+        Unavailable, LaunchFailed.
+        """
+        name = spec.image_name or self.config.sandbox.default_image
+        image = self.images.get(name)
+        if image.digest not in self._pinned:
+            await trio.to_thread.run_sync(self.images.pin, image.digest, self.config.state_dir)
+            self._pinned.add(image.digest)
+        filled = replace(
+            spec,
+            image=image.digest,
+            image_name=name,
+            limits=self._enforceable(spec.limits),
+            user=spec.user or image.user,
+            workdir=spec.workdir or image.workdir,
+            env={**image.env, **spec.env},
+            timeout=self._lifetime(spec.timeout),
+        )
+        return await self.sandboxes.create(filled, image)
+
+    async def remove_image(self, name: str) -> None:
+        """Raises: NotFound, Conflict while a sandbox stands on it."""
+        digest = self.images.get(name).digest
+        used = {entry.sandbox.spec.image for entry in self.sandboxes.entries()}
+        if digest not in used:
+            await trio.to_thread.run_sync(self.images.unpin, digest, self.config.state_dir)
+            self._pinned.discard(digest)
+        await trio.to_thread.run_sync(lambda: self.images.remove(name, in_use=used.__contains__))
+
+    @contextlib.asynccontextmanager
+    async def command(self, sandbox: str, spec: CommandSpec) -> AsyncIterator[commands.RunningCommand]:
+        """See commands.attached_command."""
+        entry = self.sandboxes.entry(sandbox)
+        async with commands.attached_command(entry, spec) as command:
+            yield command
+
+    async def run(self, sandbox: str, spec: CommandSpec, *, stdin: bytes, max_output: int | None) -> CommandResult:
+        """See commands.run_to_end."""
+        most = self.config.sandbox.max_output_bytes
+        entry = self.sandboxes.entry(sandbox)
+        return await commands.run_to_end(entry, spec, stdin=stdin, max_output=min(max_output or most, most))
+
+    def check_lifetime(self, seconds: float | None) -> float | None:
+        """The lifetime if it is allowed. Raises: InvalidRequest."""
+        most = self.config.sandbox.max_timeout
+        if seconds is not None and seconds > most:
+            raise InvalidRequest(
+                f"cannot set a lifetime of {seconds:g} s: the most is {most:g} s", max_timeout_ms=int(most * 1000)
+            )
+        return seconds
+
+    def _lifetime(self, seconds: float | None) -> float | None:
+        return self.check_lifetime(seconds if seconds is not None else self.config.sandbox.default_timeout)
+
+    def _enforceable(self, limits: Limits) -> Limits:
+        """The limits this host can enforce: all of those asked for, or (if lenient) as many as possible."""
+        beyond = [name for name in limits.named() if _CONTROLLER[name] not in self.capabilities.enforceable]
+        if not beyond:
+            return limits
+        if self.config.sandbox.lenient_limits:
+            return replace(limits, **dict.fromkeys(beyond))
+        raise Unprocessable(
+            f"cannot limit {', '.join(beyond)} on this host: {self.capabilities.limits_reason or 'no such device'}. "
+            "Leave the limit out, or set sandbox.lenient_limits in the daemon's configuration to have it ignored",
+            kind="limit_not_enforceable",
+            limits=beyond,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    *, config: Config, store: Store, host: Host, capabilities: Capabilities
+) -> AsyncIterator[Service]:
+    """Recover what an earlier daemon left, then serve until the block ends. The sandboxes live on after it.
+
+    Owns: the nursery of all durable work.
+    """
+    events = EventLog(store)
+    keys = Keys(store)
+    await keys.load()
+    images = await trio.to_thread.run_sync(lambda: ImageStore(config.image_dir, id_base=host.root_id))
+    async with trio.open_nursery() as nursery:
+        oom = OomWatch(events)
+        sandboxes = Sandboxes(
+            nursery=nursery, store=store, events=events, host=host, limit=config.sandbox.max_sandboxes, oom=oom
+        )
+        await sandboxes.recover()
+        for task in (oom.run, sandboxes.purge_discarded, sandboxes.warm_ranges, keys.note_uses):
+            nursery.start_soon(task)
+        try:
+            yield Service(
+                config=config,
+                sandboxes=sandboxes,
+                events=events,
+                keys=keys,
+                images=images,
+                capabilities=capabilities,
+            )
+        finally:
+            nursery.cancel_scope.cancel("the service ends")
+    sandboxes.release()
