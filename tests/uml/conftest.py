@@ -26,7 +26,7 @@ else:
     def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
         run = config.stash.setdefault(RUN, InsideRun(config))
         for index, item in enumerate(items):
-            if INSIDE in item.path.parents:
+            if not INSIDE.isdisjoint(item.path.parents):
                 items[index] = InsideItem.instead_of(item, run)
                 run.chosen.append(item.nodeid)
         config.add_cleanup(run.close)

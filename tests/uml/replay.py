@@ -17,9 +17,12 @@ import pytest
 
 from tests.uml.machine import Machine, UmlError
 
-INSIDE = Path(__file__).with_name("inside")
+# The tests to run inside, and samples of every outcome with which test_replay.py tests this file.
+INSIDE = frozenset(Path(__file__).with_name(name) for name in ("inside", "samples"))
 # The longest silence: a boot, or one test. Inside, pytest's own limit for a test is shorter.
 SILENCE_LIMIT = 180.0
+# What the tests inside inherit of our environment.
+PASSED_ON = ("CI", "PYTHONPATH")
 
 
 class InsideFailure(Exception):
@@ -63,6 +66,7 @@ class InsideRun:
         options = (*without, "--color=no", f"--rootdir={self._config.rootpath}")
         # An existing cache may be read, never written: the host's files are read-only inside.
         env = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
+        env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         return Machine([sys.executable, "-m", "pytest", *options, *self.chosen], env=env)
 
     def _store(self, data: dict[str, Any]) -> None:

@@ -1,0 +1,111 @@
+"""The machine itself: what a program inside sees, and that nothing of it is left on the host."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.uml.machine import CHECKOUT, DISK, Machine, UmlError, run_in_uml
+
+pytestmark = pytest.mark.needs_uml
+
+BOOT_LIMIT = 60.0
+
+
+def machine_processes() -> list[int]:
+    """The host's processes that are, or were, part of a machine of ours; other test runs may have theirs."""
+    status: dict[int, tuple[str, int, int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                state, parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                status[int(entry.name)] = (state, int(parent), int(session))
+    strangers = {pid for pid, (_state, parent, _session) in status.items() if parent != os.getpid()}
+    return [
+        pid
+        for pid, (state, _parent, session) in status.items()
+        if state not in "ZX" and session not in strangers and is_uml(pid)
+    ]
+
+
+def is_uml(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name == "linux.uml"
+    except OSError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each machine's files go below a directory of the test's, and it and all its processes must be gone after."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    descriptors = set(os.listdir("/proc/self/fd"))
+    yield
+    assert machine_processes() == []
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_ends_with_its_own_status_and_its_exact_output() -> None:
+    script = "import os, sys; os.write(1, b'one\\ntab\\there\\r\\n'); os.write(2, 'ü'.encode() * 9000); sys.exit(7)"
+    result = run_in_uml([sys.executable, "-ISc", script], timeout=BOOT_LIMIT)
+    assert result.returncode == 7
+    assert result.output == "one\ntab\there\r\n" + "ü" * 9000
+
+
+def test_a_program_killed_by_a_signal_says_so() -> None:
+    assert run_in_uml(["sh", "-c", "kill -TERM $$"], timeout=BOOT_LIMIT).returncode == -15
+
+
+def test_the_host_is_visible_and_cannot_be_changed() -> None:
+    script = f"""
+        head -1 pyproject.toml
+        for place in . /etc /usr /root; do touch $place/written 2>/dev/null && echo wrote to $place; done
+        touch {DISK}/file /tmp/file /run/file /dev/shm/file && echo private places are writable
+        ip addr show lo 2>/dev/null | grep -q 'inet 127.0.0.1' && echo loopback
+        cat /sys/fs/cgroup/cgroup.controllers
+        awk '$2 == "{DISK}" {{ print $3 }}' /proc/mounts
+        grep -o ^overlay /proc/modules
+        """
+    result = run_in_uml(["sh", "-c", script], timeout=BOOT_LIMIT)
+    first = (CHECKOUT / "pyproject.toml").read_text().splitlines()[0]
+    assert result.output.splitlines() == [
+        first,
+        "private places are writable",
+        "loopback",
+        "cpu io memory pids",
+        "ext4",
+        "overlay",
+    ]
+    assert result.returncode == 0
+
+
+def test_lines_arrive_while_the_program_runs_and_its_end_takes_everything_along() -> None:
+    script = "exec 3>$SANDBOXD_UML_CHANNEL; echo said; echo begun >&3; sleep 600 & sleep 600"
+    with Machine(["sh", "-c", script]) as machine:
+        assert machine.next_line(timeout=BOOT_LIMIT) == "begun"
+        assert len(machine_processes()) > 1
+        with pytest.raises(UmlError, match=r"cannot wait longer for the machine(.|\n)*said"):
+            machine.next_line(timeout=0.1)
+        with pytest.raises(UmlError, match="the machine died first"):
+            machine.result()
+    assert machine_processes() == []
+
+
+def test_a_machine_over_its_time_is_ended_while_it_boots() -> None:
+    with pytest.raises(UmlError, match="cannot wait longer"):
+        run_in_uml(["true"], timeout=0.3)
+
+
+def test_a_machine_that_panics_is_told_from_a_program_that_fails() -> None:
+    with pytest.raises(UmlError, match=r"the machine died first(.|\n)*Kernel panic"):
+        run_in_uml(["sh", "-c", "echo c > /proc/sysrq-trigger"], timeout=BOOT_LIMIT)
+
+
+def test_a_program_that_does_not_exist_is_an_error_of_the_machine() -> None:
+    with pytest.raises(UmlError, match="No such file or directory: '/no/such/program'"):
+        run_in_uml(["/no/such/program"], timeout=BOOT_LIMIT)
