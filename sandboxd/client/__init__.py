@@ -1,0 +1,43 @@
+"""A typed client of the daemon's native API, over its Unix socket or TCP, on trio.
+
+    async with Client() as client:                       # SANDBOXD_URL, or this user's daemon
+        sandbox = await client.create(image="base")
+        result = await client.shell(sandbox.id, "uname -a")
+        async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
+            ...
+
+api.py         Client: one method per operation
+execution.py   a command with live input and output, and the window of its stdin
+models.py      what the methods return
+errors.py      what they raise
+address.py     where the daemon is, and connecting to it
+http.py        HTTP/1.1 over a stream (h11), and a pool of connections
+websocket.py   a websocket over a stream (wsproto)
+sse.py         decoding of server-sent events
+
+No method takes a timeout: use `trio.fail_after`. Cancelling a call closes its connection, which the daemon notices.
+"""
+
+from sandboxd.client.address import Address as Address
+from sandboxd.client.address import default_address as default_address
+from sandboxd.client.api import Client as Client
+from sandboxd.client.errors import ApiError as ApiError
+from sandboxd.client.errors import ClientError as ClientError
+from sandboxd.client.errors import ConnectionLost as ConnectionLost
+from sandboxd.client.errors import DaemonUnreachable as DaemonUnreachable
+from sandboxd.client.execution import Exec as Exec
+from sandboxd.client.execution import ExecEvent as ExecEvent
+from sandboxd.client.execution import Exited as Exited
+from sandboxd.client.execution import Output as Output
+from sandboxd.client.execution import OutputLost as OutputLost
+from sandboxd.client.execution import Started as Started
+from sandboxd.client.execution import StdinClosed as StdinClosed
+from sandboxd.client.models import ApiKey as ApiKey
+from sandboxd.client.models import Capabilities as Capabilities
+from sandboxd.client.models import CommandResult as CommandResult
+from sandboxd.client.models import Event as Event
+from sandboxd.client.models import Health as Health
+from sandboxd.client.models import Image as Image
+from sandboxd.client.models import LogRecord as LogRecord
+from sandboxd.client.models import Metrics as Metrics
+from sandboxd.client.models import Sandbox as Sandbox

@@ -1,0 +1,242 @@
+"""A command with live input and output: `Client.exec` opens one, its events come from `receive`.
+
+The bytes travel over a websocket: binary messages are output (first byte: which stream) and stdin, text messages are
+JSON. Stdin is paced by a window, so that what a command does not read stays with its sender.
+"""
+
+import json
+from base64 import b64decode
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import trio
+
+from sandboxd.client.errors import ClientError, ConnectionLost, error_from
+from sandboxd.client.websocket import WebSocket, WebSocketClosed
+
+# The daemon closes the connection of a client that is further ahead of its command than this.
+STDIN_WINDOW = 1024 * 1024
+# Small enough that an interrupt between two messages is quick, large enough to cost little each.
+STDIN_MESSAGE = 64 * 1024
+# Well under the daemon's patience with a silent client, which is two of its pings of 20 s.
+HEARTBEAT_INTERVAL = 15.0
+
+_STREAMS: Mapping[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
+# Websocket close codes 4400..4599 carry an HTTP status.
+_CLOSE_STATUS = range(4400, 4600)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    pid: int
+    """inside the sandbox"""
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    stream: Literal["stdout", "stderr"]
+    """a terminal's output is all "stdout" """
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLost:
+    """A gap in the output: this client read so slowly that the daemon kept newer bytes in place of these."""
+
+    stream: Literal["stdout", "stderr"]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StdinClosed:
+    """The command no longer reads; `Exec.send_stdin` raises from now on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    exit_code: int
+    """128+n when signal n ended it"""
+    signal: str | None = None
+    duration_ms: float = 0
+    timed_out: bool = False
+    oom_killed: bool = False
+    output_incomplete: bool = False
+    """processes it left behind still hold its output open"""
+
+
+ExecEvent = Started | Output | OutputLost | StdinClosed | Exited
+
+
+class StdinWindow:
+    """How much of stdin may be under way: what was sent and has not been taken by the command. Pure."""
+
+    def __init__(self, limit: int = STDIN_WINDOW) -> None:
+        self._limit = limit
+        self._sent = 0
+        self._taken = 0
+
+    @property
+    def room(self) -> int:
+        return self._limit - (self._sent - self._taken)
+
+    def note_sent(self, size: int) -> None:
+        if size > self.room:
+            raise ValueError(f"{size} bytes do not fit into a window with room for {self.room}")
+        self._sent += size
+
+    def note_taken(self, total: int) -> None:
+        """`total` counts from the start. Raises: ConnectionLost for a count that cannot be."""
+        if not self._taken <= total <= self._sent:
+            raise ConnectionLost(f"cannot go on: the daemon counts {total} bytes of stdin, {self._sent} were sent")
+        self._taken = total
+
+
+class Exec:
+    """One running command. Leaving its context ends the connection, and with it the command if it still runs.
+
+    One task should keep calling `receive`: it also carries the acknowledgements that `send_stdin` waits for.
+    """
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._window = StdinWindow()
+        self._room_made = trio.lowlevel.ParkingLot()
+        self._stdin_open = True
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ExecEvent:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    async def receive(self) -> ExecEvent:
+        """The next event; `Exited` is the last. Raises: ApiError, ConnectionLost; EndOfChannel after the last."""
+        if self._ended:
+            raise trio.EndOfChannel
+        try:
+            while (event := self._interpret(await self._websocket.receive())) is None:
+                pass
+        except WebSocketClosed as closed:
+            self._end()
+            raise _failure(closed) from closed
+        except ClientError:
+            self._end()
+            raise
+        if isinstance(event, Exited):
+            self._end()
+        return event
+
+    def _interpret(self, message: str | bytes | bytearray) -> ExecEvent | None:
+        if not isinstance(message, str):
+            return _output(message)
+        try:
+            fields = json.loads(message)
+            return self._interpret_json(fields.pop("type"), fields)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ConnectionLost(f"cannot read the daemon's message: {error!r}") from error
+
+    def _interpret_json(self, kind: str, fields: dict[str, Any]) -> ExecEvent | None:
+        match kind:
+            case "stdin_ack":
+                self._window.note_taken(fields["total"])
+                self._room_made.unpark_all()
+            case "stdin_closed":
+                self._close_window()
+                return StdinClosed()
+            case "error":
+                raise error_from(fields, status=500)
+        return read_event(kind, fields)
+
+    async def send_stdin(self, data: bytes) -> None:
+        """Wait until the command has taken enough, then send. Raises: BrokenResourceError once it no longer reads.
+
+        Cancelled: any part of `data` may have been sent.
+        """
+        rest = memoryview(data)
+        while rest:
+            while self._stdin_open and self._window.room <= 0:
+                await self._room_made.park()
+            size = min(len(rest), self._window.room, STDIN_MESSAGE)
+            await self._send_stdin_message(bytes(rest[:size]))
+            rest = rest[size:]
+
+    async def _send_stdin_message(self, data: bytes) -> None:
+        if not self._stdin_open:
+            raise trio.BrokenResourceError("the command no longer reads its stdin")
+        self._window.note_sent(len(data))
+        try:
+            await self._websocket.send(data)
+        except WebSocketClosed as error:
+            raise trio.BrokenResourceError("the connection to the daemon is closed") from error
+
+    async def close_stdin(self) -> None:
+        """The command sees the end of its stdin once it has read what was sent."""
+        if self._stdin_open:
+            self._close_window()
+            await self._send(type="stdin_close")
+
+    async def resize(self, *, cols: int, rows: int) -> None:
+        """Tell the command's terminal its new size."""
+        await self._send(type="resize", cols=cols, rows=rows)
+
+    async def signal(self, name: str, *, scope: Literal["leader", "group", "tree"] = "group") -> None:
+        """Send a signal, e.g. "SIGINT", to the command itself, its process group, or all it started."""
+        await self._send(type="signal", signal=name, scope=scope)
+
+    async def kill(self) -> None:
+        """End the command and all it started, at once."""
+        await self._send(type="kill")
+
+    async def keep_alive(self) -> None:
+        """Run this in a task of its own where `receive` may not be called for half a minute (a paused pager)."""
+        while not self._ended:
+            await trio.sleep(HEARTBEAT_INTERVAL)
+            try:
+                await self._websocket.send_heartbeat()
+            except WebSocketClosed:
+                return  # `receive` will say it
+
+    async def _send(self, **message: Any) -> None:
+        with suppress(WebSocketClosed):  # whoever receives learns why; there is nothing left to control
+            await self._websocket.send(json.dumps(message))
+
+    def _close_window(self) -> None:
+        self._stdin_open = False
+        self._room_made.unpark_all()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._close_window()
+
+
+def read_event(kind: str, fields: Mapping[str, Any]) -> ExecEvent | None:
+    """An event from its JSON, as the websocket and the event stream have in common; None for an unknown kind."""
+    match kind:
+        case "started":
+            return Started(pid=fields["pid"], command_id=str(fields["command_id"]))
+        case "stdout" | "stderr":
+            encoded = fields.get("data_b64")
+            return Output(kind, fields["text"].encode() if encoded is None else b64decode(encoded))
+        case "gap":
+            return OutputLost(fields["stream"], fields["lost_bytes"])
+        case "exit":
+            return Exited(**{name: fields[name] for name in Exited.__slots__ if name in fields})
+    return None
+
+
+def _output(message: bytes | bytearray) -> Output | None:
+    stream = _STREAMS.get(message[0]) if message else None
+    return Output(stream, bytes(memoryview(message)[1:])) if stream else None
+
+
+def _failure(closed: WebSocketClosed) -> ClientError:
+    if closed.code in _CLOSE_STATUS:
+        return error_from({"error": f"cannot run the command: {closed.reason}"}, status=closed.code - 4000)
+    return ConnectionLost(f"cannot follow the command any more: {closed.reason or closed}")

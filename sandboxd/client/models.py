@@ -1,0 +1,165 @@
+"""What the daemon answers, as frozen values.
+
+Each keeps `raw`, the JSON object it was read from: fields that a newer daemon adds are there. Times are aware UTC
+datetimes, durations milliseconds, sizes bytes.
+"""
+
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Self
+
+from sandboxd.client.errors import ConnectionLost
+
+Json = Mapping[str, Any]
+_NOTHING: Json = MappingProxyType({})
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+# Field metadata: how a field's JSON becomes its value.
+TIME = {"read": _time}
+BASE64 = {"read": b64decode}
+TUPLE = {"read": tuple}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Read from JSON by field name; keys without a field stay in `raw`."""
+
+    raw: Json = field(default=_NOTHING, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, raw: Json) -> Self:
+        """Raises: ConnectionLost when the answer lacks what this model needs."""
+        try:
+            values = {
+                item.name: item.metadata["read"](raw[item.name]) if item.metadata else raw[item.name]
+                for item in fields(cls)
+                if item.name in raw
+            }
+            return cls(raw=raw, **values)
+        except (TypeError, ValueError) as error:
+            raise ConnectionLost(f"cannot read the daemon's answer as {cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health(Model):
+    status: str
+    version: str = ""
+    uptime_s: float = 0
+    sandboxes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities(Model):
+    version: str = ""
+    backend: str = ""
+    rootless: bool = False
+    default_image: str = ""
+    limits: Mapping[str, bool] = _NOTHING
+    """which limits this host can enforce"""
+    limits_reason: str | None = None
+    features: Json = _NOTHING
+    max_timeout_ms: int | None = None
+    max_sandboxes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox(Model):
+    id: str
+    status: str
+    image: str = ""
+    name: str | None = None
+    created_at: datetime | None = field(default=None, metadata=TIME)
+    started_at: datetime | None = field(default=None, metadata=TIME)
+    ended_at: datetime | None = field(default=None, metadata=TIME)
+    end_at: datetime | None = field(default=None, metadata=TIME)
+    """when it will be deleted by itself"""
+    end_reason: str | None = None
+    metadata: Mapping[str, str] = _NOTHING
+    env: Mapping[str, str] = _NOTHING
+    limits: Json = _NOTHING
+    user: str = ""
+    workdir: str = ""
+    hostname: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult(Model):
+    """A command that ran to its end; its output as exact bytes."""
+
+    stdout: bytes = field(metadata=BASE64)
+    stderr: bytes = field(metadata=BASE64)
+    exit_code: int
+    """128+n when signal n ended it"""
+    signal: str | None = None
+    duration_ms: float = 0
+    timed_out: bool = False
+    oom_killed: bool = False
+    truncated: bool = False
+    output_incomplete: bool = False
+    cpu_time_ms: float | None = None
+    max_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics(Model):
+    """None is what the host cannot tell."""
+
+    cpu_pct: float | None = None
+    mem_used_mb: float | None = None
+    mem_pct: float | None = None
+    pids: int | None = None
+    net_rx_bytes: int | None = None
+    net_tx_bytes: int | None = None
+    uptime_s: float | None = None
+    limits: Json = _NOTHING
+    cgroup: Json | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Model):
+    id: int
+    at: datetime = field(metadata=TIME)
+    kind: str
+    sandbox: str
+    details: Json = _NOTHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image(Model):
+    digest: str
+    names: tuple[str, ...] = field(default=(), metadata=TUPLE)
+    created_at: datetime | None = field(default=None, metadata=TIME)
+    size_bytes: int = 0
+    user: str = ""
+    workdir: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey(Model):
+    id: str
+    name: str
+    scopes: tuple[str, ...] = field(default=(), metadata=TUPLE)
+    created_at: datetime | None = field(default=None, metadata=TIME)
+    last_used_at: datetime | None = field(default=None, metadata=TIME)
+    key: str | None = None
+    """the secret; only in the answer to its creation"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord(Model):
+    """One line of the daemon's own log."""
+
+    id: int
+    at: datetime = field(metadata=TIME)
+    level: str
+    logger: str = ""
+    message: str = ""
+    details: Json = _NOTHING
