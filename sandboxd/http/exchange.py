@@ -52,6 +52,7 @@ class Exchange:
         self._queue: deque[ASGIReceiveEvent] = deque()
         self._queued_bytes = 0
         self._ending = False
+        self._peer_left = False
         self._finished = False
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
@@ -73,9 +74,11 @@ class Exchange:
     async def put(self, event: ASGIReceiveEvent) -> None:
         """Queue `event`, waiting for room if need be. Raises `PeerGoneError` if the peer left meanwhile."""
         if event["type"] == "http.disconnect":
+            self._peer_left = True
             if not self._ending:
                 self._scope.cancel("the client disconnected")
         elif event["type"] == "websocket.disconnect":
+            self._peer_left = True
             self._scope.deadline = trio.current_time() + DISCONNECT_GRACE
         else:
             await self._wait_for_room(_size(event))
@@ -102,6 +105,9 @@ class Exchange:
     async def _send(self, message: ASGISendEvent) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._ending = True
+        if self._peer_left:
+            # Nothing below waits any more, so an application that only sends would never let another task run.
+            await trio.lowlevel.checkpoint()
         await self._deliver(message)
 
 

@@ -133,6 +133,11 @@ class Client:
         if data:
             await self.stream.send_all(data)
 
+    async def begin(self, method: str, target: str, *, length: int | None) -> None:
+        """Send the head of a request with a body of `length` bytes, or of chunks."""
+        framing = ("transfer-encoding", "chunked") if length is None else ("content-length", str(length))
+        await self.send(h11.Request(method=method, target=target, headers=[("host", "x"), framing]))
+
     async def next_event(self) -> Any:
         with trio.fail_after(PATIENCE):
             while (event := self._h11.next_event()) is h11.NEED_DATA:

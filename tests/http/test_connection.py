@@ -1,0 +1,309 @@
+from typing import Any
+
+import h11
+import psutil
+import pytest
+import quart
+import trio
+import trio_websocket
+from quart import Response
+
+from sandboxd.errors import InvalidRequest, TooLarge
+from sandboxd.http.connection import SandboxdApp, raw_path_segments, read_body, read_json
+from tests.http.support import PATIENCE, client, exchange, is_serving, serving
+
+MIB = 2**20
+
+
+@pytest.fixture
+def app() -> Any:
+    app: Any = SandboxdApp("connection")
+    app.left = trio.Event()
+
+    @app.errorhandler(TooLarge)
+    async def too_large(error: TooLarge) -> tuple[str, int]:
+        return error.message, 413
+
+    @app.errorhandler(InvalidRequest)
+    async def invalid(error: InvalidRequest) -> tuple[str, int]:
+        return error.message, 400
+
+    @app.get("/ok")
+    async def ok() -> str:
+        return "ok"
+
+    @app.post("/json")
+    async def json() -> Any:
+        return {"got": await read_json(limit=1000)}
+
+    @app.post("/twice")
+    async def twice() -> dict[str, bool]:
+        return {"same": await read_body() == await read_body() == await quart.request.get_data()}
+
+    @app.post("/whole")
+    async def whole() -> str:
+        return str(len(await quart.request.get_data()))
+
+    @app.post("/refused")
+    async def refused() -> tuple[str, int]:
+        return "no", 403
+
+    @app.post("/count")
+    async def count() -> dict[str, int]:
+        process = psutil.Process()
+        before = peak = process.memory_info().rss
+        total = 0
+        async for chunk in quart.request.body:
+            total += len(chunk)
+            peak = max(peak, process.memory_info().rss)
+        return {"total": total, "growth": peak - before}
+
+    @app.get("/endless")
+    async def endless() -> Response:
+        async def body() -> Any:
+            try:
+                while True:
+                    yield bytes(64 * 1024)
+            finally:
+                app.left.set()
+
+        return Response(body())
+
+    @app.get("/sized")
+    async def sized() -> Response:
+        pieces = int(quart.request.args["n"])
+
+        async def body() -> Any:
+            for _ in range(pieces):
+                yield bytes(64 * 1024)
+
+        return Response(body())
+
+    return app
+
+
+# Bodies
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        (b'{"a": [1, "\xc3\xa9"]}', '{"got":{"a":[1,"é"]}}\n'),
+        (b"null", '{"got":null}\n'),
+    ],
+)
+async def test_json_body_is_read(app, body, answer):
+    async with serving(app) as served, client(served) as http:
+        response, got = await http.request("POST", "/json", body=body)
+        assert response.status_code == 200
+        assert quart.json.loads(got) == quart.json.loads(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "cannot read the request body as JSON"),
+        (b"{", "line 1 column 2"),
+        (b"\xff", "cannot read the request body as JSON"),
+        (b"[NaN]", "NaN is not JSON"),
+        (b"[-Infinity]", "-Infinity is not JSON"),
+        (b"1" * 999, None),
+        (b"[" * 1000, "cannot read the request body as JSON"),
+    ],
+)
+async def test_json_that_is_none_is_refused_and_the_connection_lives_on(app, body, message):
+    async with serving(app) as served, client(served) as http:
+        response, got = await http.request("POST", "/json", body=body)
+        if message is not None:
+            assert (response.status_code, message in got.decode()) == (400, True), got
+        http.reuse()
+        assert (await http.request("GET", "/ok"))[0].status_code == 200
+
+
+async def test_deeply_nested_json_is_refused(app):
+    @app.post("/deep")
+    async def deep() -> Any:
+        return {"got": await read_json()}
+
+    async with serving(app) as served, client(served) as http:
+        response, got = await http.request("POST", "/deep", body=b"[" * 200_000 + b"]" * 200_000)
+        assert (response.status_code, b"nested too deeply" in got) == (400, True)
+
+
+async def test_body_may_be_read_more_than_once(app):
+    async with serving(app) as served, client(served) as http:
+        _, got = await http.request("POST", "/twice", body=b"x" * 100_000)
+        assert got == b'{"same":true}\n'
+
+
+async def test_whole_body_over_the_default_limit_is_refused(app):
+    async with serving(app) as served, client(served) as http:
+        _, got = await http.request("POST", "/whole", body=bytes(8 * MIB))
+        assert got == b"8388608"
+        http.reuse()
+        await http.begin("POST", "/whole", length=9 * MIB)
+        response, _ = await http.response()
+        assert response.status_code == 413
+
+
+async def test_little_too_much_is_refused_and_the_connection_lives_on(app):
+    async with serving(app) as served, client(served) as http:
+        response, _ = await http.request("POST", "/json", body=b"x" * 2000)
+        assert response.status_code == 413
+        http.reuse()
+        assert (await http.request("GET", "/ok"))[0].status_code == 200
+
+
+async def test_unread_little_body_that_comes_late_does_not_cost_the_connection(app):
+    """A refusal can overtake the body it refuses: they are separate packets."""
+    async with serving(app) as served, client(served) as http:
+        await http.begin("POST", "/refused", length=5)
+        assert isinstance(await http.next_event(), h11.Response)
+        await http.send(h11.Data(data=b"hello"))
+        await http.send(h11.EndOfMessage())
+        while not isinstance(await http.next_event(), h11.EndOfMessage):
+            pass
+        http.reuse()
+        assert (await http.request("GET", "/ok"))[0].status_code == 200
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("path", [b"/refused", b"/json"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_early_refusal_reaches_a_client_that_is_still_uploading(app, tcp, path, framing):
+    """Even one that reads nothing before it has sent everything; and then the connection ends in good order."""
+    size = 24 * MIB
+    piece = bytes(MIB)
+    header = b"content-length: %d" % size if framing == "length" else b"transfer-encoding: chunked"
+    async with serving(app, tcp=tcp) as served, await served.connect() as stream:
+        with trio.fail_after(PATIENCE):
+            await stream.send_all(b"POST %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n" % (path, header))
+            for _ in range(size // MIB):
+                await stream.send_all(piece if framing == "length" else b"100000\r\n" + piece + b"\r\n")
+            received = b""
+            async for data in stream:  # a reset would raise here
+                received += data
+        assert received.split()[1] in (b"403", b"413")
+        assert b"\r\n\r\n" in received
+        assert await is_serving(served)
+
+
+async def test_refused_upload_is_told_that_the_connection_ends(app):
+    async with serving(app) as served, client(served) as http:
+        await http.begin("POST", "/refused", length=10_000_000)
+        response, _ = await http.response()
+        assert (b"connection", b"close") in response.headers
+
+
+async def test_client_that_asks_first_is_told_to_go_on(app):
+    async with serving(app) as served, client(served) as http:
+        headers = [("host", "x"), ("content-length", "2"), ("expect", "100-continue")]
+        await http.send(h11.Request(method="POST", target="/json", headers=headers))
+        assert (await http.next_event()).status_code == 100
+        await http.send(h11.Data(data=b"[]"))
+        await http.send(h11.EndOfMessage())
+        assert (await http.response())[0].status_code == 200
+
+
+async def test_upload_that_stops_is_answered_408(app):
+    app.config["BODY_TIMEOUT"] = 0.2
+    async with serving(app) as served:
+        answer = await exchange(served, b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_large_upload_keeps_memory_flat(app, framing):
+    size = 256 * MIB
+    piece = bytes(MIB)
+    async with serving(app) as served, client(served) as http:
+        await http.begin("POST", "/count", length=size if framing == "length" else None)
+        for _ in range(size // MIB):
+            await http.send(h11.Data(data=piece))
+        await http.send(h11.EndOfMessage())
+        _, body = await http.response()
+    found = quart.json.loads(body)
+    assert found["total"] == size
+    assert found["growth"] < 16 * MIB
+
+
+# Responses
+
+
+async def test_large_download_keeps_memory_flat(app):
+    process = psutil.Process()
+    before = process.memory_info().rss
+    async with serving(app) as served, await served.connect() as stream:
+        await stream.send_all(b"GET /sized?n=5000 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        total = 0
+        with trio.fail_after(PATIENCE):
+            async for data in stream:
+                total += len(data)
+    assert total > 256 * MIB
+    assert process.memory_info().rss - before < 16 * MIB
+
+
+async def test_client_that_leaves_ends_a_stream(app):
+    async with serving(app) as served:
+        async with await served.connect() as stream:
+            await stream.send_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+            await stream.receive_some(1000)
+        with trio.fail_after(PATIENCE):
+            await app.left.wait()
+
+
+async def test_head_of_an_endless_stream_ends(app):
+    async with serving(app) as served:
+        answer = await exchange(served, b"HEAD /endless HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_error_pages_and_unknown_places_keep_the_connection(app):
+    async with serving(app) as served, client(served) as http:
+        for method, target, status in [("GET", "/nowhere", 404), ("DELETE", "/ok", 405), ("OPTIONS", "/ok", 200)]:
+            response, _ = await http.request(method, target)
+            assert response.status_code == status
+            http.reuse()
+
+
+async def test_websocket_to_an_unknown_place_is_refused_with_a_status(app):
+    async with serving(app) as served, await served.connect() as stream:
+        with pytest.RaisesGroup(trio_websocket.ConnectionRejected, flatten_subgroups=True) as refusal:
+            async with trio.open_nursery() as nursery:
+                await trio_websocket.wrap_client_stream(nursery, stream, "x", "/nowhere")
+        assert refusal.value.exceptions[0].status_code == 404
+        assert await is_serving(served)
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("raw", "segments"),
+    [
+        (b"/files/a%2Fb/c", ("files", "a/b", "c")),
+        (b"/a%20b+c", ("a b+c",)),
+        (b"/", ("",)),
+        (b"/a//b/", ("a", "", "b", "")),
+        (b"/%ff", ("\udcff",)),
+        (b"/%zz", ("%zz",)),
+    ],
+)
+def test_path_segments_as_the_client_meant_them(raw, segments):
+    assert raw_path_segments({"raw_path": raw}) == segments
+
+
+async def test_slash_in_a_segment_survives_the_server(app):
+    @app.get("/raw/<path:rest>")
+    async def raw(rest: str) -> list[str]:
+        return list(raw_path_segments(quart.request.scope))
+
+    async with serving(app) as served, client(served) as http:
+        _, body = await http.request("GET", "/raw/a%2Fb/c?x=/y")
+        assert quart.json.loads(body) == ["raw", "a/b", "c"]
+
+
+def test_what_quart_would_run_behind_our_back_does_not_run(app):
+    assert not app.has_static_folder
+    assert app.config["MAX_CONTENT_LENGTH"] is None
