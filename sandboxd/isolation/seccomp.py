@@ -1,16 +1,14 @@
 """System call profiles: OCI JSON in, a classic BPF program for bwrap out.
 
 Rules of a profile may overlap, and the OCI text leaves open which of them then counts. Here the order in the file
-means nothing; these four steps do:
+means nothing; these four steps do, for each call:
 
     1. refusals with arguments      ioctl(…, TIOCSTI) is refused although ioctl is let in
     2. permissions                  socket(AF_UNIX, …), read
     3. refusals without arguments   every socket that step 2 did not let in gets EAFNOSUPPORT
     4. the default action
 
-libseccomp compiles one step at a time; it cannot hold two of them in one filter, since there a rule without
-arguments displaces those with arguments. The programs are then chained into one: what a step leaves undecided
-becomes a jump to the next.
+Of two that apply in one step, the stricter counts, as between two filters in the kernel.
 
 Whatever does not come through the kernel's own 64-bit interface ends the process: i386 calls (int 0x80) and, on
 x86-64, the x32 numbers. Both would otherwise walk around every rule.
@@ -19,16 +17,16 @@ x86-64, the x32 numbers. Both would otherwise walk around every rule.
 import fcntl
 import logging
 import os
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from sandboxd.errors import StartupError
+from sandboxd.kernel import classic_bpf as bpf
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ ArchitectureName = Literal["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]
 Errno = Annotated[int, Field(ge=1, le=4095)]
 Unsigned64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 
-UNDECIDED: Final = 0x7FF0FFFE  # SCMP_ACT_TRACE(0xfffe): an action that no profile can name
 EPERM: Final = 1  # what SCMP_ACT_ERRNO means without errnoRet, as in runc
 
 # Calls that Debian 12's libseccomp may not know by name. A call added since Linux 5.1 has the same number on every
@@ -81,15 +78,30 @@ YOUNG_SYSCALLS: Final = {
     "file_setattr": 469,
 }
 
-_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, constant
 _UNKNOWN: Final = -1  # __NR_SCMP_ERROR
-_RETURN: Final = 0x06  # BPF_RET | BPF_K
-_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
-_MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS of the kernel
-# libseccomp's SCMP_FLTATR_CTL_OPTIMIZE: a binary tree over the numbers. The kernel runs the filter for every number
-# when it is loaded, to cache the answers; with a flat list that costs a sandbox's start a millisecond.
-_BINARY_TREE: Final = 2
 _ALL_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+_AUDIT_ARCHITECTURES: Final = {"SCMP_ARCH_X86_64": 0xC000003E, "SCMP_ARCH_AARCH64": 0xC00000B7}
+# x86-64 has a second set of numbers for x32 programs. 0xffffffff is what a tracer sets for "skip this call".
+_X32_NUMBERS: Final = 0x40000000
+_SKIPPED_CALL: Final = 0xFFFFFFFF
+
+_OPERATORS: Final[dict[str, bpf.Operator]] = {
+    "SCMP_CMP_NE": "NE",
+    "SCMP_CMP_LT": "LT",
+    "SCMP_CMP_LE": "LE",
+    "SCMP_CMP_EQ": "EQ",
+    "SCMP_CMP_GE": "GE",
+    "SCMP_CMP_GT": "GT",
+}
+_ACTIONS: Final[dict[str, int]] = {
+    "SCMP_ACT_ALLOW": bpf.RET_ALLOW,
+    "SCMP_ACT_LOG": bpf.RET_LOG,
+    "SCMP_ACT_TRAP": bpf.RET_TRAP,
+    "SCMP_ACT_KILL": bpf.RET_KILL_THREAD,
+    "SCMP_ACT_KILL_THREAD": bpf.RET_KILL_THREAD,
+    "SCMP_ACT_KILL_PROCESS": bpf.RET_KILL_PROCESS,
+}
 
 
 class _Part(BaseModel):
@@ -153,11 +165,10 @@ def compile_profile(path: Path) -> bytes:
     Raises StartupError for a profile that cannot be read, understood or compiled.
     """
     profile = read_profile(path)
-    seccomp = _load_libseccomp()
     try:
-        _check_architecture(profile, seccomp)
-        return _chain(_steps(profile, _Compiler(seccomp)))
-    except (ValueError, OSError) as error:
+        architecture = _native_architecture(profile)
+        return bpf.assemble(list(_intervals(profile, architecture)), architecture=architecture)
+    except ValueError as error:
         raise _unusable(path, str(error)) from error
 
 
@@ -191,7 +202,7 @@ def _unusable(path: Path, reason: str) -> StartupError:
     return StartupError(f"cannot use the system call profile {path}: {reason}", kind="seccomp_profile")
 
 
-def _load_libseccomp() -> ModuleType:
+def _libseccomp() -> ModuleType:
     # Imported late because the module looks for the shared library at import, and raises RuntimeError without it.
     try:
         import pyseccomp
@@ -201,80 +212,72 @@ def _load_libseccomp() -> ModuleType:
     return module
 
 
-def _check_architecture(profile: Profile, seccomp: ModuleType) -> None:
-    """Only the native architecture is ever let in; a profile says for which ones its rules were written."""
-    tokens = [getattr(seccomp.Arch, name.removeprefix("SCMP_ARCH_")) for name in profile.architectures]
-    if seccomp.system_arch() not in tokens:
-        raise ValueError(f"it is for {', '.join(profile.architectures)}, which this machine is not")
+def _native_architecture(profile: Profile) -> int:
+    """The only architecture that is let in. A profile names those for which its rules were written."""
+    native: int = _libseccomp().system_arch()
+    if native not in (_AUDIT_ARCHITECTURES[name] for name in profile.architectures):
+        raise ValueError(f"it is for {', '.join(profile.architectures)}, and this machine is neither")
+    return native
 
 
-def _steps(profile: Profile, compiler: "_Compiler") -> Iterable[bytes]:
-    """The programs of steps 1, 2 and 3 with 4, in this order."""
-    permissions = [rule for rule in profile.syscalls if rule.permits]
-    refusals = [rule for rule in profile.syscalls if not rule.permits]
-    yield compiler.compile([rule for rule in refusals if rule.args], default=UNDECIDED)
-    yield compiler.compile(permissions, default=UNDECIDED)
-    last = compiler.action(profile.default_action, profile.default_errno_ret)
-    yield compiler.compile([rule for rule in refusals if not rule.args], default=last)
+def _intervals(profile: Profile, architecture: int) -> Iterator[bpf.Interval]:
+    """Every system call number with what it gets, in rising order."""
+    default = bpf.Block(_action(profile.default_action, profile.default_errno_ret))
+    blocks = {
+        number: _block(rules, default)
+        for name, rules in _by_name(profile).items()
+        if (number := _number(name)) is not None
+    }
+    if architecture == _AUDIT_ARCHITECTURES["SCMP_ARCH_X86_64"]:
+        blocks |= {_X32_NUMBERS: bpf.Block(bpf.RET_KILL_PROCESS), _SKIPPED_CALL: default}
+    yield bpf.Interval(0, default)
+    for number in sorted(blocks):
+        yield bpf.Interval(number, blocks[number])
+        if number + 1 not in blocks and number < _X32_NUMBERS:
+            yield bpf.Interval(number + 1, default)
 
 
-class _Compiler:
-    """libseccomp, one filter at a time."""
-
-    def __init__(self, seccomp: ModuleType) -> None:
-        self._seccomp = seccomp
-
-    def action(self, name: ActionName, errno: int | None) -> int:
-        if name == "SCMP_ACT_ERRNO":
-            return int(self._seccomp.ERRNO(errno or EPERM))
-        return int(getattr(self._seccomp, name.removeprefix("SCMP_ACT_")))
-
-    def compile(self, rules: Sequence[Rule], *, default: int) -> bytes:
-        syscall_filter = self._seccomp.SyscallFilter(default)
-        syscall_filter.set_attr(self._seccomp.Attr.ACT_BADARCH, self._seccomp.KILL_PROCESS)
-        syscall_filter.set_attr(self._seccomp.Attr.CTL_OPTIMIZE, _BINARY_TREE)
-        for rule in rules:
-            action = self.action(rule.action, rule.errno_ret)
-            if action == default:
-                continue  # libseccomp refuses to be told what it does anyway
-            arguments = [self._argument(argument) for argument in rule.args]
-            for number in self._numbers(rule.names):
-                syscall_filter.add_rule(action, number, *arguments)
-        return _export(syscall_filter)
-
-    def _argument(self, argument: Argument) -> Any:
-        operator = getattr(self._seccomp, argument.op.removeprefix("SCMP_CMP_"))
-        return self._seccomp.Arg(argument.index, operator, argument.value, argument.value_two)
-
-    def _numbers(self, names: Iterable[str]) -> Iterable[int]:
-        for name in names:
-            number = self._seccomp.resolve_syscall(self._seccomp.Arch.NATIVE, name)
-            if number == _UNKNOWN:
-                number = YOUNG_SYSCALLS.get(name, _UNKNOWN)
-            if number == _UNKNOWN:
-                log.warning("system call %s is not known here: the profile's default action answers it", name)
-            if number >= 0:  # other negative numbers: a call that only other architectures have
-                yield number
+def _by_name(profile: Profile) -> dict[str, list[Rule]]:
+    by_name: dict[str, list[Rule]] = {}
+    for rule in profile.syscalls:
+        for name in rule.names:
+            by_name.setdefault(name, []).append(rule)
+    return by_name
 
 
-def _export(syscall_filter: Any) -> bytes:
-    with os.fdopen(os.memfd_create("seccomp-export", os.MFD_CLOEXEC), "rb") as file:
-        syscall_filter.export_bpf(file)
-        file.seek(0)
-        return file.read()
+def _number(name: str) -> int | None:
+    seccomp = _libseccomp()
+    number: int = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+    if number == _UNKNOWN:
+        number = YOUNG_SYSCALLS.get(name, _UNKNOWN)
+    if number == _UNKNOWN:
+        log.warning("system call %s is not known here: the profile's default action answers it", name)
+    return number if number >= 0 else None  # other negative numbers stand for calls that other architectures have
 
 
-def _chain(steps: Iterable[bytes]) -> bytes:
-    """One program of several: where a step returns UNDECIDED it now jumps to the first instruction of the next.
+def _block(rules: Iterable[Rule], default: bpf.Block) -> bpf.Block:
+    """One call's rules in the order of the four steps, up to the first that needs no arguments."""
+    conditional: list[bpf.Rule] = []
+    for rule in sorted(rules, key=_precedence):
+        action = _action(rule.action, rule.errno_ret)
+        if not rule.args:
+            return bpf.Block(action, tuple(conditional))
+        conditional.append(bpf.Rule(tuple(_comparison(argument) for argument in rule.args), action))
+    return bpf.Block(default.final, tuple(conditional))
 
-    A jump reaches forward only and steps keep nothing in scratch memory, so each starts as if it were alone.
-    """
-    program: list[tuple[int, int, int, int]] = []
-    for step in steps:
-        for at, instruction in enumerate(program):
-            if instruction == (_RETURN, 0, 0, UNDECIDED):
-                program[at] = (_JUMP, 0, 0, len(program) - at - 1)
-        program += _INSTRUCTION.iter_unpack(step)
-    if len(program) > _MAX_INSTRUCTIONS:
-        raise ValueError(f"it compiles to {len(program)} instructions; the kernel takes {_MAX_INSTRUCTIONS}")
-    return b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
+
+def _precedence(rule: Rule) -> tuple[int, int]:
+    step = 2 if rule.permits else 1 if rule.args else 3
+    action = _action(rule.action, rule.errno_ret)
+    strictness = action - (1 << 32) if action >> 31 else action  # the kernel compares actions as signed numbers
+    return step, strictness
+
+
+def _action(name: ActionName, errno: int | None) -> int:
+    return bpf.RET_ERRNO | (errno or EPERM) if name == "SCMP_ACT_ERRNO" else _ACTIONS[name]
+
+
+def _comparison(argument: Argument) -> bpf.Comparison:
+    if argument.op == "SCMP_CMP_MASKED_EQ":
+        return bpf.Comparison(argument.index, "MASKED_EQ", argument.value_two, argument.value)
+    return bpf.Comparison(argument.index, _OPERATORS[argument.op], argument.value)
