@@ -117,9 +117,11 @@ def _try_root() -> None:
 
         def build() -> None:
             syscalls.unshare(syscalls.CLONE_NEWNS)
-            overlay.make_private_stage("/mnt")
-            overlay.attach(f"{scratch}/lower", "l", userns=userns)
-            overlay.attach(f"{scratch}/w", "w", userns=userns)
+            overlay.make_private()
+            trees = [overlay.clone_tree(f"{scratch}/{name}", userns=userns) for name in ("lower", "w")]
+            overlay.make_stage("/tmp")
+            for tree, name in zip(trees, ("l", "w"), strict=True):
+                overlay.attach(tree, name)
             overlay.mount_overlay(["l"], "w", "r", root_id=TRIAL_RANGE, userxattr=False)
 
         try:

@@ -112,9 +112,15 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
-    overlay.make_private_stage(plan["stage"])
-    for source, name, idmapped in plan["mounts"]:
-        overlay.attach(source, name, userns=userns if idmapped else None)
+    overlay.make_private()
+    log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    trees = [
+        (overlay.clone_tree(source, userns=userns if idmapped else None), name)
+        for source, name, idmapped in plan["mounts"]
+    ]
+    overlay.make_stage(plan["stage"])
+    for tree, name in trees:
+        overlay.attach(tree, name)
     overlay.mount_overlay(
         plan["lowers"],
         plan["writable"],
@@ -122,7 +128,6 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
         root_id=plan["range_start"],
         userxattr=not plan["idmapped"],
     )
-    log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
         _write("/proc/self/oom_score_adj", "500")
     enter_userns(userns)

@@ -6,6 +6,7 @@ nothing is mounted on the host, so nothing can be left mounted there, whoever di
 """
 
 import os
+import stat
 from collections.abc import Sequence
 
 from sandboxd.kernel import syscalls
@@ -15,26 +16,36 @@ UPPER = "upper"
 WORK = "work"
 
 
-def make_private_stage(stage: str) -> None:
-    """Cut mount propagation to the host and put an empty tmpfs at `stage`; the working directory moves there."""
+def make_private() -> None:
+    """Cut mount propagation to the host, first of all."""
     syscalls.mount("none", "/", flags=MS_REC | MS_PRIVATE)
+
+
+def make_stage(stage: str) -> None:
+    """Put an empty tmpfs at `stage`; the working directory moves there."""
     syscalls.mount("stage", stage, "tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=0755,size=1m")
     os.chdir(stage)
 
 
-def attach(source: str, target: str, *, userns: int | None, recursive: bool = False) -> None:
-    """Show `source` at `target` (created), seen through `userns`'s id map if one is given."""
-    tree = syscalls.open_tree(source, recursive=recursive)
-    try:
-        if userns is not None:
-            syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=userns)
-        if os.path.isdir(source):
-            os.mkdir(target)
-        else:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        syscalls.move_mount(tree, target)
-    finally:
-        os.close(tree)
+def clone_tree(source: str, *, userns: int | None) -> int:
+    """A detached mount of `source` as a descriptor, seen through `userns`'s id map if one is given.
+
+    Taken before the stage is made, which may hide the source.
+    """
+    tree = syscalls.open_tree(source)
+    if userns is not None:
+        syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=userns)
+    return tree
+
+
+def attach(tree: int, target: str) -> None:
+    """Show a detached mount at `target`, which is created."""
+    if stat.S_ISDIR(os.fstat(tree).st_mode):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    syscalls.move_mount(tree, target)
+    os.close(tree)
 
 
 def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, root_id: int, userxattr: bool) -> None:
