@@ -1,10 +1,11 @@
 """Recognizes and undoes the compression of an archive, in bounded memory."""
 
 import bz2
+import contextlib
 import lzma
-import os
 import shutil
 import subprocess
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,13 +132,13 @@ class _Chained:
 def decompressed(archive: IO[bytes]) -> Iterator[ByteSource]:
     """The archive's contents, whatever of gzip, bzip2, xz, zstd or nothing it was compressed with.
 
-    Raises ArchiveError, also while reading. zstd needs its program, and an archive that is a file: see below.
+    Raises ArchiveError, also while reading. zstd needs its program.
     """
     prefix = b""
     while len(prefix) < 6 and (more := archive.read(6 - len(prefix))):
         prefix += more
     if prefix.startswith(_ZSTD_MAGIC):
-        with _zstd(archive, len(prefix)) as source:
+        with _zstd(_Plain(prefix, archive)) as source:
             yield source
         return
     for magic, new_decompressor in _FORMATS:
@@ -148,30 +149,31 @@ def decompressed(archive: IO[bytes]) -> Iterator[ByteSource]:
 
 
 @contextmanager
-def _zstd(archive: IO[bytes], consumed: int) -> Iterator[ByteSource]:
-    """Python has no zstd before 3.14, so the program reads the file itself, from where the archive began."""
+def _zstd(compressed: ByteSource) -> Iterator[ByteSource]:
+    """Python has no zstd before 3.14, so the program undoes it, fed by a thread: the archive need not be a file."""
     program = shutil.which("zstd")
     if program is None:
         raise ArchiveError("cannot unpack the archive: it is compressed with zstd; install the package zstd")
-    try:
-        start = archive.tell() - consumed
-        descriptor = archive.fileno()
-        # The descriptor's own offset, where the program begins to read, is ahead by what Python has buffered.
-        os.lseek(descriptor, start, os.SEEK_SET)
-    except OSError as error:
-        raise ArchiveError(
-            "cannot unpack the archive: zstd is only read from a file; save it, or decompress it first"
-        ) from error
     process = subprocess.Popen(
         [program, "-dc", f"--memory={MEMORY}"],
-        stdin=descriptor,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    assert process.stdin is not None
     assert process.stdout is not None
+    feeder = threading.Thread(target=_feed, args=(compressed, process.stdin), name="zstd feeder")
+    feeder.start()
     try:
         yield process.stdout
     finally:
         process.kill()
         process.stdout.close()
         process.wait()
+        feeder.join()  # its next write fails, now that nobody reads
+
+
+def _feed(compressed: ByteSource, stdin: IO[bytes]) -> None:
+    with contextlib.suppress(OSError), stdin:  # also what closing flushes may find nobody to read it
+        while chunk := compressed.read(_CHUNK):
+            stdin.write(chunk)

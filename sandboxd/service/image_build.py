@@ -32,6 +32,7 @@ from sandboxd.kernel.treewriter import UnpackSummary
 from sandboxd.model import Image
 from sandboxd.service.apt_sources import acquire_options, distribution_sources, read_sources, render_deb822
 from sandboxd.service.host_image import host_config, write_host_root
+from sandboxd.service.image_files import Staging
 from sandboxd.service.images import ImageStore, Origin
 from sandboxd.service.recipes import DebianRecipe, HostRecipe, find_recipe, load_recipe, recipe_key
 
@@ -42,6 +43,14 @@ EPOCH: Final = 1_700_000_000
 """SOURCE_DATE_EPOCH of builds: any fixed time does; this one is older than every package of the releases in use."""
 _LOG_LINES: Final = 30
 """of mmdebstrap's log in the message when it fails"""
+_DIE_WITH_US: Final = (
+    *("setpriv", "--pdeathsig=KILL", "--"),
+    *("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
+)
+"""Runs a command as the first process of a pid namespace that ends, with all in it, when this thread does.
+
+mmdebstrap ignores SIGTERM and SIGHUP while its children work, and would go on building for nobody.
+"""
 _STEPS: Final = {
     "running apt-get update": "fetching the package lists",
     "downloading packages with apt": "downloading packages",
@@ -75,7 +84,10 @@ def _build_host(store: ImageStore, name: str, recipe: HostRecipe, *, progress: P
     config = host_config(recipe)
     origin = Origin(source="this machine's own system")
     return store.create(
-        lambda root: write_host_root(root, recipe, id_base=store.id_base), name, config=config, origin=origin
+        lambda staging: write_host_root(staging.root, recipe, id_base=store.id_base),
+        name,
+        config=config,
+        origin=origin,
     )
 
 
@@ -92,24 +104,24 @@ def _build_debian(
     if not rebuild and (built := store.find_built(key)) is not None:
         progress(f"{name}: unchanged, already built")
         return built if name in built.names else store.tag(built.digest, name)
-    with tempfile.TemporaryDirectory(prefix="sandboxd-build-") as scratch:
-        command = _mmdebstrap(
-            Path(scratch),
-            directory,
-            recipe,
-            suite,
-            sources=render_deb822(sources, passwords=True),
-            published=published,
-        )
 
-        def fill(root: int) -> UnpackSummary:
-            with _running(command, name, progress) as archive:
-                summary = unpack(archive, root, id_base=store.id_base)
+    def fill(staging: Staging) -> UnpackSummary:
+        with tempfile.TemporaryDirectory(prefix="build-", dir=staging.path) as scratch:
+            command = _mmdebstrap(
+                Path(scratch),
+                directory,
+                recipe,
+                suite,
+                sources=render_deb822(sources, passwords=True),
+                published=published,
+            )
+            with _running(command, name, Path(scratch), staging.lock, progress) as archive:
+                summary = unpack(archive, staging.root, id_base=store.id_base)
                 _drain(archive)
-                return summary
+        return summary
 
-        origin = Origin(source=f"recipe {directory.name} ({distribution} {suite})", recipe=key)
-        return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
+    origin = Origin(source=f"recipe {directory.name} ({distribution} {suite})", recipe=key)
+    return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
 
 
 def _release(recipe: DebianRecipe) -> tuple[str, str]:
@@ -142,6 +154,7 @@ def _mmdebstrap(
     if setup.is_file():
         hooks.append(f'/bin/sh {shlex.quote(str(setup))} "$1"')
     return [
+        *_DIE_WITH_US,
         program,
         "--mode=unshare",
         f"--variant={recipe.variant}",
@@ -167,14 +180,18 @@ def _configure_apt(published: Path) -> str:
 
 
 @contextmanager
-def _running(command: list[str], name: str, progress: Progress) -> Iterator[IO[bytes]]:
-    """Run mmdebstrap for its archive. Raises with the end of its log if it fails, and ends it if the body does."""
+def _running(command: list[str], name: str, scratch: Path, lock: int, progress: Progress) -> Iterator[IO[bytes]]:
+    """Run mmdebstrap for its archive. Raises with the end of its log if it fails, and ends it if the body does.
+
+    It gets `lock` too, so that a sweep after this process was killed leaves its directory alone until it has ended.
+    """
     log: deque[str] = deque(maxlen=_LOG_LINES)
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "SOURCE_DATE_EPOCH": str(EPOCH),
         "LC_ALL": "C.UTF-8",
-        **{key: value for key, value in os.environ.items() if key.lower().endswith("_proxy") or key == "TMPDIR"},
+        "TMPDIR": str(scratch),
+        **{key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")},
     }
     process = subprocess.Popen(
         command,
@@ -183,6 +200,7 @@ def _running(command: list[str], name: str, progress: Progress) -> Iterator[IO[b
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,
+        pass_fds=(lock,),
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -201,21 +219,28 @@ def _running(command: list[str], name: str, progress: Progress) -> Iterator[IO[b
         reporter.join()
         process.stderr.close()
     if (status := process.wait()) != 0:
+        reason = next((line for line in log if line.startswith("E: ")), "it did not say why")
         raise SandboxdError(
-            f'cannot build the image "{name}": mmdebstrap ended with status {status}:\n' + "\n".join(log),
+            f'cannot build the image "{name}": mmdebstrap ended with status {status}: {reason}',
             kind="build_failed",
-            command=shlex.join(command),
+            log=tuple(log),
         )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop the build with everything it started, and wait for it; it cleans up after itself on SIGTERM."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+    """Stop the build and everything it started; none of it runs any more when this returns.
+
+    Killing the namespace's first process rather than `unshare`, which waits for it, is what makes that so: the
+    kernel reports its end only after the ends of all others.
+    """
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError):
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGKILL)
     try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:  # killed before it had a child
+        process.kill()
         process.wait()
 
 
@@ -245,6 +270,8 @@ def main() -> int:
     parser.add_argument("--rebuild", action="store_true", help="even if the recipe has not changed")
     options = parser.parse_args()
     started = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         image = build_image(
             open_image_store(options.image_dir),
@@ -253,8 +280,12 @@ def main() -> int:
             rebuild=options.rebuild,
             progress=lambda line: print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True),
         )
+    except KeyboardInterrupt:
+        print(f"{options.name}: interrupted, nothing was kept", file=sys.stderr)
+        return 130
     except (SandboxdError, OSError) as error:
-        print(f"{error}", file=sys.stderr)
+        log = error.facts.get("log", ()) if isinstance(error, SandboxdError) else ()
+        print(*log, error, sep="\n", file=sys.stderr)
         return 1
     print(f"{options.name}: {image.digest[:12]}, {image.size / 1e6:.0f} MB, in {options.image_dir}")
     return 0

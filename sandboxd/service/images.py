@@ -158,38 +158,38 @@ class ImageStore:
     ) -> Image:
         """An image from a tar archive, compressed or not, of a whole root file system. Hostile ones are refused."""
 
-        def fill(root: int) -> UnpackSummary:
-            return unpack(archive, root, id_base=self.id_base, limits=self._limits)
+        def fill(staging: Staging) -> UnpackSummary:
+            return unpack(archive, staging.root, id_base=self.id_base, limits=self._limits)
 
         return self.create(fill, name, config=config, origin=origin or Origin(source="tar archive"))
 
     def import_directory(self, path: Path, name: str, *, config: ImageConfig | None = None) -> Image:
         """An image from a copy of a directory on this host, which stays on one file system."""
 
-        def fill(root: int) -> UnpackSummary:
+        def fill(staging: Staging) -> UnpackSummary:
             with image_files.open_directory(path) as source:
                 return copy_tree(
-                    source, root, id_base=self.id_base, canonical_id=self._canonical_id, limits=self._limits
+                    source, staging.root, id_base=self.id_base, canonical_id=self._canonical_id, limits=self._limits
                 )
 
         return self.create(fill, name, config=config, origin=Origin(source=f"directory {path}"))
 
     def create(
         self,
-        fill: Callable[[int], UnpackSummary],
+        fill: Callable[[Staging], UnpackSummary],
         name: str,
         *,
         config: ImageConfig | None = None,
         origin: Origin,
     ) -> Image:
-        """An image of whatever `fill` writes into the empty directory whose descriptor it is given.
+        """An image of whatever `fill` writes below the empty directory staging.root.
 
         The name moves to it from whichever image had it. Nothing is left behind if `fill` or this process fails.
         """
         check_name(name)
         with image_files.staging(self.directory, id_base=self.id_base) as staging:
             try:
-                summary = fill(staging.root)
+                summary = fill(staging)
             except (ArchiveError, OSError) as error:
                 raise _explain(error, name) from error
             image_files.add_mount_points(staging.root, id_base=self.id_base)
