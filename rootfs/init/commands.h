@@ -1,0 +1,82 @@
+/*
+ * commands.h: the commands: their processes, output, input and exit.
+ */
+#ifndef COMMANDS_H
+#define COMMANDS_H
+
+#include "connections.h"
+#include "protocol.h"
+#include "ring.h"
+#include "spawn.h"
+
+struct stream {
+    struct watch watch; /* read end of the pipe, or the terminal's master */
+    struct ring ring;
+    bool paused; /* a lossless reader must catch up first */
+};
+
+struct command {
+    struct dead dead;
+    struct command *next, **link;
+    uint64_t id;
+    enum command_state state;
+    pid_t keeper, leader; /* keeper 0: gone */
+    struct watch status;  /* the keeper's reports */
+    struct stream streams[2];
+    struct watch input;          /* write end of stdin, or the terminal's master again */
+    struct attachment *writer;   /* in the middle of a STDIN frame */
+    struct attachment *attachments;
+    struct connection *starter; /* waits for STARTED */
+    bool terminal;
+    bool released; /* nobody will ask again: output is read and dropped until the last process is gone */
+    bool internal; /* of sudo: invisible to the daemon, ends with its connection */
+    uint64_t owner; /* of sudo: id of the command it was called from, or 0 */
+    uint32_t linger_ms;
+    struct timer linger;
+    uint64_t linger_limit, last_output;
+    uint64_t started_at, ended_at; /* wall clock, ms */
+    int status_code;               /* as from wait() */
+    bool status_lost;
+    struct rusage usage;
+    struct buffer description; /* the ARG, USER and LABEL fields for LIST */
+};
+
+/* Start a command for a connection, which is answered when the outcome is known. */
+void command_start(struct connection *, const struct request *);
+/* The connection that waited for STARTED is gone: so shall be the command. */
+void command_abandon(struct command *);
+/* An attachment is gone. */
+void command_detached(struct command *);
+
+struct command *command_find(uint64_t id);
+unsigned commands_running(void);
+
+/* Queue LISTED frames for all commands; -1 when memory is short. */
+int commands_list(struct buffer *);
+/* Queue the exit of an ended command. */
+int command_put_exit(const struct command *, struct buffer *);
+
+/* Forget an ended command. */
+int command_release(struct command *, struct failure *);
+
+/* Read on after lossless readers have caught up. */
+void command_resume_output(struct command *);
+void command_close_input(struct command *);
+/* End of input: close the pipe, or type the terminal's end-of-file character. -1 with errno. */
+int command_end_input(struct command *);
+int command_resize(struct command *, uint16_t cols, uint16_t rows, struct failure *);
+
+/* Signal the leader or its group, while the leader lives. */
+int command_signal(const struct command *, int signo, enum signal_scope, struct failure *);
+/* The same, or the tree, without waiting for the outcome. */
+int command_signal_any(const struct command *, int signo, enum signal_scope, struct failure *);
+/* The keepers of a command and of what it started through sudo; returns how many. */
+enum { MAX_ROOTS = 256 };
+size_t command_roots(const struct command *, pid_t roots[static MAX_ROOTS]);
+/* Kill everything, without telling anybody. */
+void command_kill_tree(const struct command *);
+
+/* A child of init has ended: true when it was a keeper, or a leader whose keeper somebody killed. */
+bool commands_reap(pid_t, int status, const struct rusage *);
+
+#endif

@@ -1,0 +1,85 @@
+/*
+ * connections.h: the daemon's connections (and those of sudo): bytes in and out, one operation each.
+ */
+#ifndef CONNECTIONS_H
+#define CONNECTIONS_H
+
+#include "frames.h"
+#include "loop.h"
+
+struct command;
+struct connection;
+struct relay;
+
+/* A connection's interest in a command; see attachments.c. */
+struct attachment {
+    struct command *command; /* NULL when not attached */
+    struct attachment *next, **link;
+    bool wants_output; /* OUTPUT and GAP */
+    bool wants_exit;   /* EXITED, after which the connection is closed */
+    bool lossless;
+    uint64_t cursor[2]; /* offset of the next byte to send, per stream */
+    uint64_t stdin_taken, stdin_acknowledged;
+    size_t stdin_written; /* of the frame at the front of the connection's input */
+    bool stdin_waiting;   /* that frame waits until the command's stdin takes more */
+    enum { STDIN_USABLE, STDIN_REFUSED, STDIN_REFUSAL_SENT } stdin_state;
+};
+
+enum received {
+    FRAME_TAKEN,
+    FRAME_WAITS, /* leave it where it is and stop reading until connection_resume */
+    FRAME_REFUSED, /* protocol error: close */
+};
+
+struct connection {
+    struct dead dead;
+    struct connection *next, **link;
+    struct watch watch;
+    struct timer timer;
+    struct buffer in, out;
+    bool inside;  /* from a process of the sandbox, over the sudo socket */
+    bool closing; /* close when `out` has been sent */
+    bool waiting; /* the frame at the front of `in` waits */
+
+    /* What to do with the next frame; NULL while none is expected. */
+    enum received (*receive)(struct connection *, const struct frame *);
+
+    struct attachment attachment;
+    struct command *starting; /* the command whose STARTED this connection waits for */
+    struct relay *relay;
+    pid_t worker; /* the forked process that now speaks on this connection, or 0 */
+
+    /* sudo: the peer, and the descriptors that came with its first bytes. */
+    pid_t peer_pid;
+    uid_t peer_uid;
+    int passed[3];
+    size_t passed_count;
+};
+
+/* Take over a listening socket.  `inside`: it is the sudo socket. */
+int connections_listen(int fd, bool inside);
+/* Stop accepting; connections go on. */
+void connections_stop_listening(void);
+
+/* Send what is queued.  True when nothing is left; the connection may have been closed either way. */
+bool connection_flush(struct connection *);
+/* Send what is queued, then close. */
+void connection_finish(struct connection *);
+/* Queue one ERROR, then close. */
+void connection_fail(struct connection *, const struct failure *);
+void connection_close(struct connection *);
+static inline bool connection_is_open(const struct connection *connection)
+{
+    return watch_is_open(&connection->watch);
+}
+
+/* Handle the frames that have arrived, starting with one that waited. */
+void connection_resume(struct connection *);
+/* Expect no frames (NULL) or hand them to `receive`. */
+void connection_expect(struct connection *, enum received (*receive)(struct connection *, const struct frame *));
+
+/* The worker process `pid` has ended: true when it belonged to a connection, which is then closed. */
+bool connections_reap(pid_t pid);
+unsigned connections_working(void);
+
+#endif

@@ -1,0 +1,73 @@
+/*
+ * shutdown.c: see shutdown.h.
+ */
+#include "shutdown.h"
+#include "reaper.h"
+#include "workers.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { KILLED_WAIT_MS = 5000 }; /* after SIGKILL, for processes in uninterruptible sleep */
+
+static struct connection *requester;
+static struct timer deadline;
+
+/* Every process but init: kill(-1) as pid 1 of a pid namespace.  Anywhere else that would be the whole machine. */
+static void signal_all(int signo)
+{
+    if (getpid() == 1) {
+        kill(-1, signo);
+        return;
+    }
+    pid_t self = getpid();
+    worker_signal_trees(&self, 1, signo);
+}
+
+_Noreturn static void leave(void)
+{
+    set_nonblocking(requester->watch.fd, false);
+    put_empty(&requester->out, OP_OK);
+    connection_flush(requester);
+    exit(0);
+}
+
+static void killed_long_ago(struct timer *timer)
+{
+    (void)timer;
+    leave();
+}
+
+static void grace_over(struct timer *timer)
+{
+    (void)timer;
+    signal_all(SIGKILL);
+    timer_start(&deadline, KILLED_WAIT_MS, killed_long_ago);
+}
+
+void shutdown_childless(void)
+{
+    if (requester != NULL)
+        leave();
+}
+
+void shutdown_start(struct connection *connection, const struct request *request)
+{
+    if (requester != NULL) {
+        struct failure failure;
+        fail(&failure, EALREADY, "busy", "cannot shut down twice");
+        connection_fail(connection, &failure);
+        return;
+    }
+    requester = connection;
+    connections_stop_listening();
+    watch_events(&connection->watch, 0); /* a client that hangs up does not change anything */
+    connection->receive = NULL;
+    uint64_t grace = request->number[TAG_GRACE_MS];
+    if (grace > 0)
+        signal_all(SIGTERM);
+    timer_start(&deadline, grace, grace_over);
+    reap_children(); /* there may be none */
+}

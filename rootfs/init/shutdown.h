@@ -1,0 +1,13 @@
+/* shutdown.h: the orderly end of everything in the sandbox, and the reaping of children that leads there. */
+#ifndef SHUTDOWN_H
+#define SHUTDOWN_H
+
+#include "connections.h"
+
+/* SIGTERM to every process, SIGKILL after GRACE_MS; answer when all are dead, and exit. */
+void shutdown_start(struct connection *, const struct request *);
+
+/* There is not one child left. */
+void shutdown_childless(void);
+
+#endif

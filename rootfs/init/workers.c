@@ -1,0 +1,153 @@
+/*
+ * workers.c: see workers.h.
+ */
+#include "workers.h"
+#include "commands.h"
+#include "tree.h"
+#include "users.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAX_WORKERS = 64, SEND_AT = 32 * 1024 };
+
+void (*worker_on_hangup)(void);
+
+_Noreturn static void hang_up(void)
+{
+    if (worker_on_hangup != NULL)
+        worker_on_hangup();
+    _exit(0);
+}
+
+void worker_flush(struct worker *worker)
+{
+    struct buffer *out = &worker->out;
+    while (buffer_length(out) > 0) {
+        ssize_t n = send(worker->fd, out->data + out->start, buffer_length(out), MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR)
+            hang_up();
+        if (n > 0)
+            buffer_consume(out, (size_t)n);
+    }
+}
+
+void worker_send(struct worker *worker)
+{
+    if (buffer_length(&worker->out) >= SEND_AT)
+        worker_flush(worker);
+}
+
+void worker_receive(struct worker *worker, struct frame *frame)
+{
+    struct buffer *in = &worker->in;
+    size_t missing;
+    int found;
+    while ((found = frame_peek(in, frame, &missing)) == 0) {
+        if (buffer_reserve(in, missing) < 0)
+            hang_up();
+        ssize_t n = recv(worker->fd, in->data + in->end, in->size - in->end, 0);
+        if (n == 0 || (n < 0 && errno != EINTR))
+            hang_up();
+        if (n > 0)
+            in->end += (size_t)n;
+    }
+    if (found < 0 || (frame->type != OP_DATA && frame->type != OP_END))
+        hang_up();
+    /* The bytes stay where they are until the next call makes room. */
+    in->start += HEADER_SIZE + frame->length;
+}
+
+int worker_ok(struct worker *worker)
+{
+    return put_empty(&worker->out, OP_OK);
+}
+
+int worker_ok_with(struct worker *worker, enum tag tag, uint64_t value)
+{
+    struct frame_writer writer = frame_begin(&worker->out, OP_OK);
+    put_number(&writer, tag, value);
+    return frame_end(&writer);
+}
+
+static int change_user(const struct request *request, struct failure *failure)
+{
+    char name[MAX_NAME];
+    struct user user;
+    umask(022);
+    if (!has(request, TAG_USER))
+        return 0;
+    if (bytes_to_string(request->bytes[TAG_USER], name, sizeof name) < 0)
+        return fail(failure, EINVAL, "user", "cannot use this user: the name is too long or holds a NUL byte");
+    return user_lookup(name, &user, failure) < 0 ? -1 : user_become(&user, failure);
+}
+
+_Noreturn static void run_worker(struct connection *connection, const struct request *request,
+                                 int (*run)(struct worker *, const struct request *, struct failure *))
+{
+    /* The request's bytes lie in the connection's input, which this process has a copy of. */
+    struct worker worker = {.fd = connection->watch.fd, .in = connection->in, .out = connection->out};
+    worker.in.start += HEADER_SIZE + (size_t)(request->end - request->fields);
+    close_all_but(&worker.fd, 1);
+    prctl(PR_SET_NAME, "worker", 0, 0, 0);
+    set_nonblocking(worker.fd, false);
+
+    struct failure failure = {0};
+    if (change_user(request, &failure) < 0 || run(&worker, request, &failure) < 0)
+        put_error(&worker.out, &failure);
+    worker_flush(&worker);
+    _exit(0);
+}
+
+void worker_start(struct connection *connection, const struct request *request,
+                  int (*run)(struct worker *, const struct request *, struct failure *))
+{
+    struct failure failure;
+    if (connections_working() >= MAX_WORKERS) {
+        fail(&failure, EAGAIN, "resource", "cannot run more than %d file operations at once", MAX_WORKERS);
+        connection_fail(connection, &failure);
+        return;
+    }
+    pid_t pid = fork();
+    if (pid == 0)
+        run_worker(connection, request, run);
+    if (pid < 0) {
+        fail(&failure, errno, "resource", "cannot start a process for the operation");
+        connection_fail(connection, &failure);
+        return;
+    }
+    connection->worker = pid;
+    connection_expect(connection, NULL);
+}
+
+/* ---- signals ----------------------------------------------------------------------------------------------- */
+
+static int signal_tree(struct worker *worker, const struct request *request, struct failure *failure)
+{
+    pid_t roots[MAX_ROOTS];
+    size_t count = command_roots(command_find(request->number[TAG_COMMAND]), roots);
+    unsigned signalled;
+    if (tree_signal(roots, count, (int)request->number[TAG_SIGNO], &signalled, failure) < 0)
+        return -1;
+    return worker_ok_with(worker, TAG_COUNT, signalled);
+}
+
+void worker_signal_tree(struct connection *connection, const struct request *request)
+{
+    worker_start(connection, request, signal_tree);
+}
+
+void worker_signal_trees(const pid_t *roots, size_t count, int signo)
+{
+    if (count == 0 || fork() != 0)
+        return;
+    unsigned signalled;
+    struct failure ignored;
+    close_all_but(NULL, 0);
+    tree_signal(roots, count, signo, &signalled, &ignored);
+    _exit(0);
+}

@@ -1,0 +1,126 @@
+"""One connection to sandbox-init per operation; see `init_client` for the whole."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from sandboxd.isolation.init_messages import Done, Failed, Message
+from sandboxd.isolation.wire import Frame, FrameDecoder, Op, WireError
+
+_RECEIVE_SIZE: Final = 256 * 1024
+_LONGEST_ADDRESS: Final = 107
+_M = TypeVar("_M", bound=Message)
+
+
+class InitError(Exception):
+    """init could not do what was asked. `kind` names what was at fault; `errno` is 0 when no system call failed."""
+
+    def __init__(self, errno: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.kind = kind
+        self.message = message
+
+
+class InitGone(Exception):
+    """There is no init behind the socket, or it ended in the middle of an operation."""
+
+
+class Connection:
+    """One operation. Owns the stream; `close` cannot block."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._owns_stream = True
+        self._decoder = FrameDecoder()
+        self._frames: list[Frame] = []
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise InitGone("cannot send to sandbox-init: the connection is closed") from error
+
+    async def receive(self, *, no_more: bool = False) -> Frame:
+        """The next frame. `no_more`: leave the bytes behind it in the socket."""
+        while not self._frames:
+            size = self._decoder.missing() if no_more else _RECEIVE_SIZE
+            try:
+                data = await self._stream.receive_some(size)
+            except trio.BrokenResourceError as error:
+                raise InitGone("cannot receive from sandbox-init: the connection is closed") from error
+            if not data:
+                raise InitGone("cannot receive from sandbox-init: it closed the connection")
+            self._frames = self._decoder.feed(data)
+            self._frames.reverse()
+        return self._frames.pop()
+
+    async def expect(self, kind: type[_M], *, no_more: bool = False) -> _M:
+        """The next frame, which must be this message. An ERROR is raised as InitError."""
+        frame = await self.receive(no_more=no_more)
+        if frame.op is Op.ERROR:
+            raise error_of(frame)
+        if frame.op is not kind.OP:
+            raise WireError(f"cannot go on: {frame.op.name} instead of {kind.OP.name}")
+        return kind.decode(frame.payload)
+
+    def detach(self) -> trio.SocketStream:
+        """Give the bare stream away, once the operation has turned the connection into one."""
+        self._owns_stream = False
+        return self._stream
+
+    def close(self) -> None:
+        if self._owns_stream:
+            self._stream.socket.close()
+
+
+def error_of(frame: Frame) -> InitError:
+    failed = Failed.decode(frame.payload)
+    return InitError(failed.errno, failed.kind, failed.message)
+
+
+@contextmanager
+def unix_address(path: Path) -> Iterator[str]:
+    """A name of the socket that fits sockaddr_un, which a deep state directory does not."""
+    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
+        yield os.fspath(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+class Connector:
+    """Opens a connection for each operation. Holds nothing open in between."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+
+    @asynccontextmanager
+    async def _open(self, request: bytes) -> AsyncIterator[Connection]:
+        try:
+            with unix_address(self._socket_path) as address:
+                stream = await trio.open_unix_socket(address)
+        except OSError as error:
+            raise InitGone(f"cannot reach sandbox-init at {self._socket_path}: {error.strerror}") from error
+        connection = Connection(stream)
+        try:
+            await connection.send(request)
+            yield connection
+        finally:
+            connection.close()
+
+    async def _connect(self, request: bytes) -> trio.SocketStream:
+        async with self._open(request) as connection:
+            await connection.expect(Done, no_more=True)
+            return connection.detach()
+
+    async def _call(self, request: bytes) -> Done:
+        async with self._open(request) as connection:
+            return await connection.expect(Done)

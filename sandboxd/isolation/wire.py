@@ -1,0 +1,324 @@
+"""What the daemon and sandbox-init say to each other: framing and messages, without I/O.
+
+The other half is `rootfs/init/protocol.h`, whose comment is the reference for framing, conversations and flow
+control; a test compares the constants. In short:
+
+    frame   = length u32, type u8, payload[length]
+    payload = field*          field = tag u8, length u32, value[length]
+
+little-endian throughout; STDIN and DATA carry bare bytes, OUTPUT a stream number, an offset and bare bytes.
+
+init runs inside the sandbox, so everything it says is hostile input: a decoder either returns values within their
+stated bounds or raises `WireError`, whatever the bytes. Texts that people read are decoded with replacement; names
+and paths are bytes in the sandbox and become `str` with surrogateescape.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+HEADER_SIZE: Final = 5
+MAX_PAYLOAD: Final = 1024 * 1024
+MAX_DATA: Final = 64 * 1024
+STDIN_WINDOW: Final = 256 * 1024
+MAX_PATH: Final = 4095
+MAX_LABEL: Final = 256
+MIN_RING: Final = 4 * 1024
+DEFAULT_RING: Final = 1024 * 1024
+MAX_RING: Final = 16 * 1024 * 1024
+DEFAULT_LINGER_MS: Final = 100
+MAX_LINGER_MS: Final = 60 * 1000
+MAX_ENDED_COMMANDS: Final = 64
+MAX_DEPTH: Final = 64
+
+OFFSET_NOW: Final = 2**64 - 1
+"""As an offset to attach from: only what is written from here on."""
+
+_HEADER = struct.Struct("<IB")
+_FIELD = struct.Struct("<BI")
+_OUTPUT = struct.Struct("<BQ")
+
+
+class WireError(Exception):
+    """The peer does not speak the protocol. The connection is of no further use."""
+
+
+class Op(IntEnum):
+    """Frame types."""
+
+    HELLO = 0x01
+    SPAWN = 0x02
+    ATTACH = 0x03
+    WRITE_STDIN = 0x04
+    LIST = 0x05
+    RELEASE = 0x06
+    CONNECT = 0x07
+    SHUTDOWN = 0x08
+    SUDO = 0x09
+    STDIN_EOF = 0x10
+    RESIZE = 0x11
+    SIGNAL = 0x12
+    STDIN = 0x13
+    STAT = 0x20
+    LIST_DIR = 0x21
+    READ_FILE = 0x22
+    WRITE_FILE = 0x23
+    MKDIR = 0x24
+    REMOVE = 0x25
+    RENAME = 0x26
+    SYMLINK = 0x27
+    CHMOD = 0x28
+    CHOWN = 0x29
+    TRUNCATE = 0x2A
+    DATA = 0x40
+    END = 0x41
+    OK = 0x80
+    ERROR = 0x81
+    WELCOME = 0x82
+    STARTED = 0x83
+    OUTPUT = 0x84
+    GAP = 0x85
+    EXITED = 0x86
+    STDIN_ACK = 0x87
+    STDIN_CLOSED = 0x88
+    LISTED = 0x89
+    ENTRY = 0x8A
+    FILE = 0x8B
+
+
+class Tag(IntEnum):
+    """Fields of structured payloads."""
+
+    COMMAND = 1
+    PID = 2
+    VERSION = 3
+    UPTIME_MS = 4
+    COUNT = 5
+    TOKEN = 6
+    ARG = 7
+    ENV = 8
+    CWD = 9
+    USER = 10
+    STDIN_MODE = 11
+    COLS = 12
+    ROWS = 13
+    RLIMIT = 14
+    RING_SIZE = 15
+    FLAGS = 16
+    LINGER_MS = 17
+    LABEL = 18
+    STREAM = 19
+    FROM = 20
+    TO = 21
+    STDOUT_FROM = 22
+    STDERR_FROM = 23
+    EXIT_CODE = 24
+    EXIT_SIGNAL = 25
+    STARTED_AT_MS = 26
+    ENDED_AT_MS = 27
+    STDOUT_TOTAL = 28
+    STDERR_TOTAL = 29
+    USER_TIME_US = 30
+    SYSTEM_TIME_US = 31
+    MAX_RSS_KB = 32
+    ERRNO = 33
+    KIND = 34
+    MESSAGE = 35
+    SIGNO = 36
+    SCOPE = 37
+    STATE = 38
+    STDOUT_OLDEST = 39
+    STDERR_OLDEST = 40
+    BYTES = 41
+    PATH = 42
+    TARGET = 43
+    MODE = 44
+    OWNER = 45
+    GROUP = 46
+    DEPTH = 47
+    LIMIT = 48
+    OFFSET = 49
+    LENGTH = 50
+    SIZE = 51
+    FILE_TYPE = 52
+    UID = 53
+    GID = 54
+    MTIME_NS = 55
+    PORT = 56
+    GRACE_MS = 57
+
+
+class Flag(IntFlag):
+    """Bits of the FLAGS field; each has one meaning, whatever the message."""
+
+    ATTACH = 0x1
+    LOSSLESS = 0x2
+    PROGRAM_LOOKUP = 0x4
+    NO_OUTPUT = 0x8
+    OUTPUT_INCOMPLETE = 0x10
+    STATUS_LOST = 0x20
+    CORE_DUMPED = 0x40
+    TERMINAL = 0x80
+    FOLLOW = 0x100
+    ATOMIC = 0x200
+    APPEND = 0x400
+    EXCLUSIVE = 0x800
+    PARENTS = 0x1000
+    RECURSIVE = 0x2000
+    NO_REPLACE = 0x4000
+    TRUNCATED = 0x8000
+    STDIN_OPEN = 0x10000
+    SURVIVORS = 0x20000
+
+
+class StdinMode(IntEnum):
+    NULL = 0
+    PIPE = 1
+
+
+class Stream(IntEnum):
+    STDOUT = 1
+    STDERR = 2
+
+
+class Scope(IntEnum):
+    """Whom a signal reaches: the command's first process, that one's process group, or every descendant."""
+
+    LEADER = 0
+    GROUP = 1
+    TREE = 2
+
+
+class CommandState(IntEnum):
+    """DRAINING: the first process has exited and its output is being read to the end."""
+
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
+    ENDED = 3
+
+
+class FileType(IntEnum):
+    UNKNOWN = 0
+    REGULAR = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+    FIFO = 4
+    SOCKET = 5
+    CHARACTER = 6
+    BLOCK = 7
+
+
+# ---- frames ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    op: Op
+    payload: bytes
+
+
+class FrameDecoder:
+    """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames completed by `data`, in order. Raises WireError, after which the decoder is of no use."""
+        self._buffer += data
+        frames = []
+        start = 0
+        with memoryview(self._buffer) as view:
+            while len(view) - start >= HEADER_SIZE:
+                op, length = _parse_header(view, start)
+                end = start + HEADER_SIZE + length
+                if end > len(view):
+                    break
+                frames.append(Frame(op, bytes(view[start + HEADER_SIZE : end])))
+                start = end
+        del self._buffer[:start]
+        return frames
+
+    def missing(self) -> int:
+        """How many bytes are needed, at least, to complete the next frame. Raises WireError."""
+        have = len(self._buffer)
+        if have < HEADER_SIZE:
+            return HEADER_SIZE - have
+        with memoryview(self._buffer) as view:
+            _, length = _parse_header(view, 0)
+        return HEADER_SIZE + length - have
+
+
+def _parse_header(view: memoryview, start: int) -> tuple[Op, int]:
+    length, number = _HEADER.unpack_from(view, start)
+    try:
+        op = Op(number)
+    except ValueError:
+        raise WireError(f"cannot decode frame type {number:#x}: unknown") from None
+    limit = _MAX_RAW.get(op, MAX_PAYLOAD)
+    if length > limit:
+        raise WireError(f"cannot decode {op.name} frame of {length} bytes: more than {limit}")
+    return op, length
+
+
+_MAX_RAW = {Op.STDIN: MAX_DATA, Op.DATA: MAX_DATA, Op.OUTPUT: MAX_DATA + _OUTPUT.size}
+
+
+def encode_frame(op: Op, payload: bytes = b"") -> bytes:
+    """One frame. Raises ValueError when the payload is larger than the protocol allows."""
+    limit = _MAX_RAW.get(op, MAX_PAYLOAD)
+    if len(payload) > limit:
+        raise ValueError(f"cannot encode {op.name} frame of {len(payload)} bytes: at most {limit}")
+    return _HEADER.pack(len(payload), op) + payload
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes of a command's output; `offset` counts from the beginning of the stream."""
+
+    stream: Stream
+    offset: int
+    data: bytes
+
+
+def encode_output(output: Output) -> bytes:
+    return encode_frame(Op.OUTPUT, _OUTPUT.pack(output.stream, output.offset) + output.data)
+
+
+def decode_output(payload: bytes) -> Output:
+    if len(payload) < _OUTPUT.size:
+        raise WireError("cannot decode OUTPUT: too short")
+    number, offset = _OUTPUT.unpack_from(payload)
+    data = payload[_OUTPUT.size :]
+    if number not in (Stream.STDOUT, Stream.STDERR) or offset + len(data) >= OFFSET_NOW:
+        raise WireError(f"cannot decode OUTPUT of stream {number} at offset {offset}")
+    return Output(Stream(number), offset, data)
+
+
+# ---- fields ----------------------------------------------------------------------------------------------
+
+
+def encode_field(tag: Tag, value: bytes) -> bytes:
+    return _FIELD.pack(tag, len(value)) + value
+
+
+def decode_fields(payload: bytes) -> list[tuple[Tag, bytes]]:
+    """The fields of a structured payload, in order. Raises WireError."""
+    fields = []
+    at = 0
+    while at < len(payload):
+        if len(payload) - at < _FIELD.size:
+            raise WireError("cannot decode a field: its header is cut off")
+        number, length = _FIELD.unpack_from(payload, at)
+        at += _FIELD.size
+        if length > len(payload) - at:
+            raise WireError(f"cannot decode field {number} of {length} bytes: the frame ends before it")
+        try:
+            fields.append((Tag(number), payload[at : at + length]))
+        except ValueError:
+            raise WireError(f"cannot decode field {number}: unknown") from None
+        at += length
+    return fields
