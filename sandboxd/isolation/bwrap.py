@@ -161,7 +161,7 @@ class BwrapBackend:
         for path in plan.hidden:
             argv += ["--tmpfs", path, "--remount-ro", path]
         argv += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", f"{STAGE}/init", INIT_INSIDE]
-        argv += ["--ro-bind-data", "{boot_id}", "/proc/sys/kernel/random/boot_id"]
+        argv += ["--perms", "0444", "--ro-bind-data", "{boot_id}", "/proc/sys/kernel/random/boot_id"]
         for path in masked_files:
             argv += ["--ro-bind", "/dev/null", path]
         for path in masked_directories:

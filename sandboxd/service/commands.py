@@ -6,17 +6,18 @@ whether or not anybody reads, and leaving the block before the command ended kil
 """
 
 import contextlib
-import os
+import errno
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import trio
 
-from sandboxd.errors import SandboxdError, SandboxLost, Unprocessable, ungrouped
-from sandboxd.isolation import wire
-from sandboxd.isolation.init_client import Attachment, InitClient, InitError, InitGone
-from sandboxd.isolation.wire import WireError
+from sandboxd.errors import Conflict, Forbidden, NotFound, SandboxdError, SandboxLost, Unprocessable, ungrouped
+from sandboxd.isolation import init_client
+from sandboxd.isolation.init_client import Attachment, InitClient, InitError, InitGone, SpawnRequest
+from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
+from sandboxd.isolation.wire import Flag, Output, Scope, StdinMode, Stream, WireError
 from sandboxd.model import (
     CommandEvent,
     CommandExited,
@@ -35,7 +36,7 @@ SHELLS = ("/bin/bash", "/bin/sh")
 # Enough for sandbox-init to walk and kill a large tree; a machine that needs longer is being deleted anyway.
 KILL_LIMIT = 10.0
 
-_STREAMS = {wire.Stream.STDOUT: StreamName.STDOUT, wire.Stream.STDERR: StreamName.STDERR}
+_STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
 
 
 class RunningCommand:
@@ -69,20 +70,20 @@ class RunningCommand:
 
     async def resize(self, size: TerminalSize) -> None:
         with init_errors(self._entry):
-            await self._init.resize(self.started.id, cols=size.cols, rows=size.rows)
+            await self._init.resize(self.started.id, init_client.TerminalSize(size.cols, size.rows))
 
-    async def signal(self, number: int, scope: wire.SignalScope) -> None:
+    async def signal(self, number: int, scope: Scope) -> None:
         """Send a signal; one to a command that just ended is fine."""
         with init_errors(self._entry):
             try:
                 await self._init.signal(self.started.id, number, scope=scope)
             except InitError as error:
-                if error.kind not in {"command", "ended"}:
+                if error.kind not in {"unknown", "ended"}:
                     raise
 
     async def kill(self) -> None:
         """SIGKILL the command and everything it started, whatever session that moved to."""
-        await self.signal(signal.SIGKILL, wire.SignalScope.TREE)
+        await self.signal(signal.SIGKILL, Scope.TREE)
 
     async def kill_at(self, deadline: float) -> None:
         """A task beside the reader: the time limit."""
@@ -90,28 +91,28 @@ class RunningCommand:
         self._timed_out = True
         await self.kill()
 
-    def _translate(self, message: wire.AttachmentMessage) -> CommandEvent:
-        match message:
-            case wire.Output(stream=stream, offset=offset, data=data):
-                return OutputChunk(_STREAMS[stream], offset, data)
-            case wire.Gap(stream=stream, start=start, end=end):
-                return OutputGap(_STREAMS[stream], end - start)
-            case wire.StdinAck(total=total):
-                return StdinAccepted(total)
-            case wire.StdinClosed():
+    def _translate(self, event: init_client.Event) -> CommandEvent:
+        match event:
+            case Output():
+                return OutputChunk(_STREAMS[event.stream], event.offset, event.data)
+            case Gap():
+                return OutputGap(_STREAMS[event.stream], event.end - event.start)
+            case StdinAck():
+                return StdinAccepted(event.bytes)
+            case StdinClosed():
                 return StdinAccepted(0, closed=True)
-            case wire.Exited():
-                self.exited = self._exited(message)
+            case Exited():
+                self.exited = self._exited(event)
                 return self.exited
 
-    def _exited(self, message: wire.Exited) -> CommandExited:
+    def _exited(self, message: Exited) -> CommandExited:
         return CommandExited(
-            exit_code=message.code,
-            signal=message.signal,
+            exit_code=message.exit_code,
+            signal=message.exit_signal,
             duration=max(0, message.ended_at_ms - message.started_at_ms) / 1000,
             timed_out=self._timed_out,
             oom_killed=_oom_kills(self._entry) > self._kills_before,
-            output_incomplete=message.output_incomplete,
+            output_incomplete=Flag.OUTPUT_INCOMPLETE in message.flags,
             cpu_time=(message.user_time_us + message.system_time_us) / 1e6,
             max_rss=message.max_rss_kb * 1024,
         )
@@ -129,7 +130,7 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
     async with contextlib.AsyncExitStack() as stack:
         with init_errors(entry):
             attachment = await _spawn(stack, running.init, request, shell=spec.shell)
-        started = CommandStarted(attachment.started.command, attachment.started.pid)
+        started = CommandStarted(attachment.command, attachment.pid or 0)
         command = RunningCommand(entry, running.init, attachment, started)
         stack.enter_context(ungrouped())
         async with trio.open_nursery() as nursery:
@@ -174,15 +175,15 @@ async def feed(command: RunningCommand, data: bytes) -> None:
 
 
 async def _spawn(
-    stack: contextlib.AsyncExitStack, init: InitClient, request: wire.SpawnRequest, *, shell: bool
+    stack: contextlib.AsyncExitStack, init: InitClient, request: SpawnRequest, *, shell: bool
 ) -> Attachment:
     """Start it; for a shell command, with the first shell that the image has."""
     if not shell:
-        return await stack.enter_async_context(init.spawn_attached(request))
+        return await stack.enter_async_context(init.spawn_attached(request, lossless=True))
     for program in SHELLS:
-        argv = (program.encode(), b"-c", *request.argv)
+        shell_request = replace(request, argv=(program, "-c", *request.argv))
         try:
-            return await stack.enter_async_context(init.spawn_attached(replace(request, argv=argv)))
+            return await stack.enter_async_context(init.spawn_attached(shell_request, lossless=True))
         except InitError as error:
             if error.kind != "program" or program == SHELLS[-1]:
                 raise
@@ -194,17 +195,15 @@ async def _kill_unheard(command: RunningCommand) -> None:
         await command.kill()
 
 
-def _spawn_request(entry: Entry, spec: CommandSpec) -> wire.SpawnRequest:
-    sandbox = entry.sandbox.spec
-    environment = {**sandbox.env, **spec.env}
-    return wire.SpawnRequest(
-        argv=tuple(os.fsencode(word) for word in spec.argv),
-        env=tuple(os.fsencode(f"{name}={value}") for name, value in environment.items()),
-        cwd=os.fsencode(spec.cwd or sandbox.workdir),
-        user=os.fsencode(spec.user or sandbox.user),
-        stdin=wire.StdinMode.PIPE if spec.stdin or spec.terminal else wire.StdinMode.NULL,
-        terminal=(spec.terminal.cols, spec.terminal.rows) if spec.terminal else None,
-        flags=wire.Flag.ATTACH | wire.Flag.LOSSLESS | wire.Flag.PROGRAM_LOOKUP,
+def _spawn_request(entry: Entry, spec: CommandSpec) -> SpawnRequest:
+    sandbox, terminal = entry.sandbox.spec, spec.terminal
+    return SpawnRequest(
+        argv=spec.argv,
+        env={**sandbox.env, **spec.env},
+        cwd=spec.cwd or sandbox.workdir,
+        user=spec.user or sandbox.user,
+        stdin=StdinMode.PIPE if spec.stdin or terminal else StdinMode.NULL,
+        terminal=init_client.TerminalSize(terminal.cols, terminal.rows) if terminal else None,
     )
 
 
@@ -219,9 +218,21 @@ def init_errors(entry: Entry) -> Iterator[None]:
         raise SandboxLost(f"cannot go on: sandbox {entry.sandbox.id} ended under the operation ({error})") from error
 
 
+_KINDS = {"cwd": "bad_cwd", "user": "unknown_user", "program": "program_not_found"}
+_BY_ERRNO = {
+    errno.ENOENT: NotFound,
+    errno.EACCES: Forbidden,
+    errno.EPERM: Forbidden,
+    errno.EROFS: Forbidden,
+    errno.EEXIST: Conflict,
+}
+
+
 def _refused(error: InitError) -> SandboxdError:
-    kind = {"cwd": "bad_cwd", "user": "unknown_user", "program": "program_not_found"}.get(error.kind, error.kind)
-    return Unprocessable(error.message, kind=kind, errno=error.errno)
+    """What init would not do, by what was at fault: the command's own terms, or a file."""
+    kind = _KINDS.get(error.kind, error.kind)
+    found = _BY_ERRNO.get(error.errno, Unprocessable) if error.kind == "file" else Unprocessable
+    return found(error.message, kind=kind, errno=error.errno)
 
 
 def _oom_kills(entry: Entry) -> int:

@@ -22,7 +22,7 @@ from sandboxd.http.routes import Call, validate_message
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import ServerSentEvent, sse_response, to_json
 from sandboxd.http.websockets import Close, Overflow, WebsocketSession, websocket_session
-from sandboxd.isolation.wire import SignalScope
+from sandboxd.isolation.wire import Scope as SignalScope
 from sandboxd.model import CommandEvent, CommandExited, OutputChunk, OutputGap, StdinAccepted, StreamName
 from sandboxd.service.commands import RunningCommand, feed
 
