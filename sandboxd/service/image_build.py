@@ -174,8 +174,8 @@ def _mmdebstrap(
 def _configure_apt(published: Path) -> str:
     """A hook that leaves in the image the sources without passwords, and nothing of the host's proxies."""
     return (
-        'rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap && '
-        f'install -m 644 {shlex.quote(str(published))} "$1"/etc/apt/sources.list.d/distribution.sources'
+        'cd "$1" && rm -rf etc/apt/sources.list etc/apt/sources.list.d/* etc/apt/apt.conf.d/99mmdebstrap && '
+        f"install -m 644 {shlex.quote(str(published))} etc/apt/sources.list.d/distribution.sources"
     )
 
 
