@@ -8,13 +8,11 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Self
 
 from sandboxd.client.errors import ConnectionLost
 
 Json = Mapping[str, Any]
-_NOTHING: Json = MappingProxyType({})
 
 
 def _time(text: str | None) -> datetime | None:
@@ -31,7 +29,7 @@ TUPLE = {"read": tuple}
 class Model:
     """Read from JSON by field name; keys without a field stay in `raw`."""
 
-    raw: Json = field(default=_NOTHING, repr=False, compare=False)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(cls, raw: Json) -> Self:
@@ -61,10 +59,10 @@ class Capabilities(Model):
     backend: str = ""
     rootless: bool = False
     default_image: str = ""
-    limits: Mapping[str, bool] = _NOTHING
+    limits: Mapping[str, bool] = field(default_factory=dict)
     """which limits this host can enforce"""
     limits_reason: str | None = None
-    features: Json = _NOTHING
+    features: Json = field(default_factory=dict)
     max_timeout_ms: int | None = None
     max_sandboxes: int | None = None
 
@@ -81,9 +79,9 @@ class Sandbox(Model):
     end_at: datetime | None = field(default=None, metadata=TIME)
     """when it will be deleted by itself"""
     end_reason: str | None = None
-    metadata: Mapping[str, str] = _NOTHING
-    env: Mapping[str, str] = _NOTHING
-    limits: Json = _NOTHING
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: Json = field(default_factory=dict)
     user: str = ""
     workdir: str = ""
     hostname: str = ""
@@ -118,7 +116,7 @@ class Metrics(Model):
     net_rx_bytes: int | None = None
     net_tx_bytes: int | None = None
     uptime_s: float | None = None
-    limits: Json = _NOTHING
+    limits: Json = field(default_factory=dict)
     cgroup: Json | None = None
 
 
@@ -128,7 +126,7 @@ class Event(Model):
     at: datetime = field(metadata=TIME)
     kind: str
     sandbox: str
-    details: Json = _NOTHING
+    details: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,4 +160,4 @@ class LogRecord(Model):
     level: str
     logger: str = ""
     message: str = ""
-    details: Json = _NOTHING
+    details: Json = field(default_factory=dict)

@@ -1,0 +1,140 @@
+"""A command in a sandbox joined to this process: its input and output, its terminal, its exit status.
+
+our stdin ──► send_stdin         waits for the command's window: a slow command slows the sender
+our stdout, stderr ◄── receive   waits for our reader: `| less` slows the command
+"""
+
+import os
+import select
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import trio
+
+from sandboxd.cli.output import complain
+from sandboxd.cli.runner import ungrouped
+from sandboxd.cli.signals import SignalRelay
+from sandboxd.cli.terminal import RawTerminal
+from sandboxd.client import Exec, Exited, Output, OutputLost
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+READ_BYTES = 64 * 1024
+_DESCRIPTORS = {"stdout": STDOUT, "stderr": STDERR}
+
+EXIT_TIMED_OUT = 124  # as timeout(1) has it
+EXIT_OUTPUT_LOST = 125
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+@dataclass(frozen=True, slots=True)
+class _Conclusion:
+    exited: Exited
+    lost: int
+    """bytes of output"""
+
+
+async def attach(command: Exec, relay: SignalRelay, *, stdin: bool, terminal: bool) -> int:
+    """Stay with a command until it ends; returns the exit status for this process. Raises: ClientError.
+
+    `terminal`: ours is the command's, raw for as long as this lasts.
+    """
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(RawTerminal(STDIN)) if terminal else None
+            await relay.connect(command, on_terminal_change=_follow(raw, command) if raw else None)
+            conclusion = await _converse(command, stdin=stdin)
+    except BrokenPipeError:
+        return EXIT_BROKEN_PIPE  # nobody reads us any more; as for any program in a pipeline, no reason to talk
+    return _conclude(conclusion)
+
+
+async def _converse(command: Exec, *, stdin: bool) -> _Conclusion:
+    with ungrouped():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(command.keep_alive)
+            if stdin:
+                nursery.start_soon(_pump_stdin, command)
+            conclusion = await _show_output(command)
+            nursery.cancel_scope.cancel("the command ended")
+    return conclusion
+
+
+async def _show_output(command: Exec) -> _Conclusion:
+    lost = 0
+    async for event in command:
+        if isinstance(event, Output):
+            await write_all(_DESCRIPTORS[event.stream], event.data)
+        elif isinstance(event, OutputLost):
+            lost += event.size
+        elif isinstance(event, Exited):
+            return _Conclusion(event, lost)
+    raise AssertionError("the last event of a command is its exit")
+
+
+async def _pump_stdin(command: Exec) -> None:
+    try:
+        while data := await read_some(STDIN):
+            await command.send_stdin(data)
+        await command.close_stdin()
+    except trio.BrokenResourceError:
+        pass  # the command does not want more; that is its right
+
+
+def _follow(terminal: RawTerminal, command: Exec) -> Callable[[bool], Awaitable[None]]:
+    async def follow(continued: bool) -> None:
+        if continued:
+            terminal.make_raw()  # the shell has set it to its own liking meanwhile
+        cols, rows = terminal.size()
+        await command.resize(cols=cols, rows=rows)
+
+    return follow
+
+
+def _conclude(conclusion: _Conclusion) -> int:
+    """The exit status, and a word on stderr where the status alone would mislead."""
+    exited = conclusion.exited
+    if exited.timed_out:
+        complain(f"the command ran into its time limit and was killed after {exited.duration_ms / 1000:.1f} s")
+        return EXIT_TIMED_OUT
+    if exited.oom_killed:
+        complain("the sandbox ran out of memory: the kernel killed something in it")
+    if conclusion.lost:
+        complain(f"{conclusion.lost} bytes of output were lost")
+        return EXIT_OUTPUT_LOST
+    return exited.exit_code
+
+
+async def read_some(descriptor: int) -> bytes:
+    """Read what there is, at most `READ_BYTES`; `b""` at the end, and for a descriptor that is closed.
+
+    The descriptor stays in blocking mode: the mode belongs to everyone who shares it, the shell that started us too.
+    """
+    while True:
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        except PermissionError:
+            await trio.lowlevel.checkpoint()  # epoll takes no regular files; those are always readable
+        except OSError:
+            return b""
+        try:
+            return os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            continue  # someone else made it non-blocking, and has read first
+        except OSError:
+            return b""  # a terminal that hung up
+
+
+async def write_all(descriptor: int, data: bytes) -> None:
+    """Write in a thread: a reader who pauses must not keep us from signals. Raises: BrokenPipeError."""
+    await trio.to_thread.run_sync(_write_all_blocking, descriptor, data, abandon_on_cancel=True)
+
+
+def _write_all_blocking(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])

@@ -1,0 +1,77 @@
+"""Output: tables for people, JSON for programs, errors as one sentence on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+import click
+
+from sandboxd.cli.values import printable
+
+# Wide enough that nothing is cut where no terminal sets the width.
+UNBOUNDED_WIDTH = 10_000
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
+
+
+class Failure(click.ClickException):
+    """Ends the program: one sentence on stderr, and exit status 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        complain(self.message)
+
+
+class RunFailure(Failure):
+    """We failed, not the command that was to run: a status that few commands use themselves (as env(1), docker)."""
+
+    exit_code = 125
+
+
+def complain(message: object) -> None:
+    click.echo(f"sandboxctl: {printable(message)}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Indented: it is read by people too."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_line(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A column whose name ends in ">" is aligned to the right."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
+    Console(width=width, highlight=False, emoji=False).print(make_table(columns, rows))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Name and value, one pair per line."""
+    pairs = [(name, printable(value)) for name, value in facts if value not in (None, "", {}, ())]
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def is_terminal(descriptor: int) -> bool:
+    """False for a closed one, too."""
+    return os.isatty(descriptor)

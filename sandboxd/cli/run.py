@@ -1,0 +1,172 @@
+"""run, exec, shell: commands joined to this process."""
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import click
+import trio
+
+from sandboxd.cli.attach import attach
+from sandboxd.cli.options import (
+    Joint,
+    choose_joint,
+    environment_option,
+    sandbox_options,
+    sandbox_wish,
+    terminal_options,
+    user_option,
+    workdir_option,
+)
+from sandboxd.cli.output import RunFailure, complain
+from sandboxd.cli.runner import SANDBOX, with_client
+from sandboxd.cli.signals import SignalRelay, under_signals
+from sandboxd.client import ApiError, Client, ClientError, Sandbox
+from sandboxd.client.api import Command
+
+# Options end where the command begins, so that its own need no `--` before them.
+COMMAND_LAST = {"allow_interspersed_args": False}
+
+# `$0` is the shell that runs this: the best one the image has.
+LOGIN_SHELL = 'exec "$0" -l'
+
+# Should this process be killed, its sandbox ends by itself after this long: long enough for a laptop to sleep over
+# night, which stops our renewals but not the daemon's clock.
+LEASE_MS = 24 * 3600 * 1000
+RENEWALS_PER_LEASE = 8
+
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+HTTP_NOT_FOUND = 404
+
+# Seconds for the daemon to delete a sandbox when we are ending.
+DELETE_PATIENCE = 15.0
+
+
+@click.command(context_settings=COMMAND_LAST)
+@sandbox_options
+@terminal_options
+@click.argument("command", nargs=-1)
+def run(
+    command: tuple[str, ...], terminal: bool | None, stdin: bool | None, timeout: int | None, **options: Any
+) -> None:
+    """Run one command in a throw-away sandbox; without COMMAND, a shell.
+
+    \b
+    Exit status: the command's own; 128+n if signal n ended it; 124 after --timeout;
+    125 if it could not be run. The sandbox is deleted in every case.
+    """
+    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=True)
+    wish = sandbox_wish(**options)
+
+    async def body(client: Client, relay: SignalRelay) -> int:
+        async with throw_away_sandbox(client, wish) as sandbox:
+            return await run_joined(client, relay, sandbox.id, command or LOGIN_SHELL, joint, timeout_ms=timeout)
+
+    run_and_exit(body)
+
+
+@click.command("exec", context_settings=COMMAND_LAST)
+@environment_option
+@user_option
+@workdir_option
+@terminal_options
+@click.argument("sandbox", type=SANDBOX)
+@click.argument("command", nargs=-1, required=True)
+def exec_command(
+    sandbox: str,
+    command: tuple[str, ...],
+    env: dict[str, str],
+    user: str | None,
+    workdir: str | None,
+    terminal: bool | None,
+    stdin: bool | None,
+    timeout: int | None,
+) -> None:
+    """Run a command in a sandbox. Exit status as for `run`; should this program end, the command does too."""
+    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=False)
+
+    async def body(client: Client, relay: SignalRelay) -> int:
+        return await run_joined(
+            client, relay, sandbox, command, joint, env=env, user=user, cwd=workdir, timeout_ms=timeout
+        )
+
+    run_and_exit(body)
+
+
+@click.command()
+@environment_option
+@user_option
+@workdir_option
+@click.argument("sandbox", type=SANDBOX)
+def shell(sandbox: str, env: dict[str, str], user: str | None, workdir: str | None) -> None:
+    """Open a login shell in a sandbox, in this terminal."""
+    joint = choose_joint(terminal=True, stdin=True, piped_stdin=True)
+    if not joint.raw:
+        raise RunFailure("cannot open a shell here: stdin is not a terminal; use `sandboxctl exec`")
+
+    async def body(client: Client, relay: SignalRelay) -> int:
+        return await run_joined(client, relay, sandbox, LOGIN_SHELL, joint, env=env, user=user, cwd=workdir)
+
+    run_and_exit(body)
+
+
+def run_and_exit(body: Callable[[Client, SignalRelay], Awaitable[int]]) -> NoReturn:
+    async def life(client: Client) -> int:
+        return await under_signals(lambda relay: body(client, relay))
+
+    sys.exit(with_client(life, failure=RunFailure))
+
+
+async def run_joined(
+    client: Client,
+    relay: SignalRelay,
+    sandbox: str,
+    command: Command,
+    joint: Joint,
+    *,
+    env: Mapping[str, str] = NO_VARIABLES,
+    **options: Any,
+) -> int:
+    """Run a command in a sandbox as if it ran here; `options` are those of `Client.exec`. Returns its exit status."""
+    environment = {**joint.environment, **env}
+    async with client.exec(
+        sandbox, command, stdin=joint.stdin, terminal=joint.terminal, env=environment, **options
+    ) as process:
+        return await attach(process, relay, stdin=joint.stdin, terminal=joint.raw)
+
+
+@asynccontextmanager
+async def throw_away_sandbox(client: Client, wish: dict[str, Any]) -> AsyncIterator[Sandbox]:
+    """A sandbox that does not outlive this block, nor (by much) this process."""
+    longest = (await client.capabilities()).max_timeout_ms
+    lease = min(LEASE_MS, longest or LEASE_MS)
+    sandbox = await client.create(**wish, timeout_ms=lease)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_renew, client, sandbox.id, lease)
+            yield sandbox
+            nursery.cancel_scope.cancel("no longer needed")
+    finally:
+        await _delete(client, sandbox.id)
+
+
+async def _renew(client: Client, sandbox: str, lease: int) -> None:
+    while True:
+        await trio.sleep(lease / 1000 / RENEWALS_PER_LEASE)
+        with suppress(ClientError):  # the next one may succeed; and whoever talks to the sandbox says what is wrong
+            await client.set_timeout(sandbox, timeout_ms=lease)
+
+
+async def _delete(client: Client, sandbox: str) -> None:
+    with trio.move_on_after(DELETE_PATIENCE, shield=True) as scope:
+        try:
+            await client.delete(sandbox)
+        except ApiError as error:
+            if error.status != HTTP_NOT_FOUND:
+                complain(f"{error}; sandbox {sandbox} may be left")
+        except ClientError as error:
+            complain(f"{error}; sandbox {sandbox} may be left")
+    if scope.cancelled_caught:
+        complain(f"cannot delete sandbox {sandbox}: no answer for {DELETE_PATIENCE:g} s")

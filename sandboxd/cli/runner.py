@@ -1,0 +1,79 @@
+"""From click's world to trio's: one client per command, errors as sentences."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+import trio
+from click.shell_completion import CompletionItem
+
+from sandboxd.cli.output import Failure
+from sandboxd.client import Client, ClientError
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+def with_client(function: Callable[[Client], Awaitable[T]], *, failure: type[Failure] = Failure) -> T:
+    """Run `function` with a client of the daemon that was asked for. Raises: `failure` for the client's errors."""
+    ctx = click.get_current_context(silent=True)
+    url = ctx.find_root().params.get("url") if ctx else None
+
+    async def run() -> T:
+        async with Client(url) as client:
+            return await function(client)
+
+    try:
+        with ungrouped():
+            return trio.run(run)
+    except ClientError as error:
+        raise failure(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+# What a command may end with; anything else is a bug and shows its traceback.
+EXPECTED = (ClientError, click.ClickException, OSError, KeyboardInterrupt)
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Let an expected error, or an interrupt, out of a nursery as itself; a bug keeps its group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        expected, bugs = group.split(EXPECTED)
+        if expected is None or bugs is not None:
+            raise
+        raise _first_leaf(expected) from group
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class SandboxName(click.ParamType[str]):
+    """A sandbox's id or name; the shell completes those that exist."""
+
+    name = "sandbox"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        async def names(client: Client) -> list[CompletionItem]:
+            return [
+                CompletionItem(label, help=sandbox.image)
+                async for sandbox in client.sandboxes()
+                for label in (sandbox.name, sandbox.id)
+                if label and label.startswith(incomplete)
+            ]
+
+        try:
+            return with_client(names)
+        except Failure:
+            return []  # a completion must not talk
+
+
+SANDBOX = SandboxName()
