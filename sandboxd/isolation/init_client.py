@@ -143,8 +143,8 @@ class Attachment:
             view = memoryview(data)
             while view and not self._stdin_closed:
                 size = await self._wait_for_credit(min(len(view), MAX_DATA))
+                self._sent += size  # before it goes out: init may acknowledge it before this task runs again
                 await self._send(encode_frame(Op.STDIN, bytes(view[:size])))
-                self._sent += size
                 view = view[size:]
 
     async def close_stdin(self) -> None:
