@@ -32,6 +32,10 @@ HANGUP_CHECK_INTERVAL = 1.0
 # Seconds a websocket handler has to end by itself once its peer has left.
 DISCONNECT_GRACE = 2.0
 
+# Seconds an application may go on sending before it lets other tasks run. Sending small pieces into a roomy buffer
+# waits for nothing, and neither does sending to a peer who has left: a loop that does it would stop the daemon.
+TIME_SLICE = 0.002
+
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 
 
@@ -52,7 +56,7 @@ class Exchange:
         self._queue: deque[ASGIReceiveEvent] = deque()
         self._queued_bytes = 0
         self._ending = False
-        self._peer_left = False
+        self._yield_after = trio.current_time() + TIME_SLICE
         self._finished = False
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
@@ -74,11 +78,9 @@ class Exchange:
     async def put(self, event: ASGIReceiveEvent) -> None:
         """Queue `event`, waiting for room if need be. Raises `PeerGoneError` if the peer left meanwhile."""
         if event["type"] == "http.disconnect":
-            self._peer_left = True
             if not self._ending:
                 self._scope.cancel("the client disconnected")
         elif event["type"] == "websocket.disconnect":
-            self._peer_left = True
             self._scope.deadline = trio.current_time() + DISCONNECT_GRACE
         else:
             await self._wait_for_room(_size(event))
@@ -105,10 +107,10 @@ class Exchange:
     async def _send(self, message: ASGISendEvent) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._ending = True
-        if self._peer_left:
-            # Nothing below waits any more, so an application that only sends would never let another task run.
-            await trio.lowlevel.checkpoint()
         await self._deliver(message)
+        if trio.current_time() > self._yield_after:
+            await trio.lowlevel.checkpoint()
+            self._yield_after = trio.current_time() + TIME_SLICE
 
 
 def _describe(scope: Scope) -> str:

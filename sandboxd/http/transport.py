@@ -205,8 +205,6 @@ class Transport:
     async def _on_protocol_event(self, event: Event) -> None:
         if isinstance(event, RawData):
             self._enqueue(event.data)
-            if self._lost:
-                await trio.lowlevel.checkpoint()  # the sender is to learn of it, and to let us tell it
             while self._unsent_bytes > UNSENT_BYTES:
                 await self._output_taken.park()
         elif isinstance(event, Updated):
