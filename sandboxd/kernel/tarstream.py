@@ -149,8 +149,7 @@ class TarReader:
             if first:
                 raise ArchiveError("cannot unpack the archive: it is empty")
             return None
-        stored = _number(block[148:156], "checksum")
-        if stored != sum(block) - sum(block[148:156]) + 8 * 0x20:
+        if not _is_header(block):
             problem = "it is not a tar archive" if first else "a header in it is damaged"
             raise ArchiveError(f"cannot unpack the archive: {problem}")
         return block
@@ -281,6 +280,12 @@ def show(path: bytes) -> str:
     """A name from an archive, fit for a message: printable and short."""
     text = ascii(path.decode(errors="backslashreplace"))[1:-1]
     return text if len(text) <= 120 else f"{text[:60]}…{text[-50:]}"
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether the block's checksum, over itself with blanks for the checksum, is right."""
+    digits = block[148:156].strip(b" \0")
+    return bool(digits) and not digits.strip(b"01234567") and int(digits, 8) == sum(block) - sum(block[148:156]) + 256
 
 
 def _text(field_: bytes) -> bytes:

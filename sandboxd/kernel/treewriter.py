@@ -48,8 +48,8 @@ class Metadata:
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
-IMPLIED_DIRECTORY: Final = Metadata(mode=0o755, uid=0, gid=0, mtime_ns=0)
-"""A directory that entries lie in but that has no entry of its own."""
+IMPLIED_MODE: Final = 0o755
+"""Of a directory that entries lie in but that has no entry of its own; it is root's, and as old as time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +215,8 @@ class TreeWriter:
         try:
             return os.open(name, flags, dir_fd=parent)
         except FileNotFoundError:
+            if implied:
+                self._count()
             os.mkdir(name, 0o700, dir_fd=parent)
         except OSError as error:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
@@ -222,12 +224,10 @@ class TreeWriter:
             raise ArchiveError(
                 f"cannot unpack {_show(path)} as a directory: it is there already, as another type of file"
             ) from error
-        descriptor = os.open(name, flags, dir_fd=parent)
         if implied:
-            self._count()
-            self._describe(descriptor, path, IMPLIED_DIRECTORY)
-            self._times[path] = IMPLIED_DIRECTORY.mtime_ns
-        return descriptor
+            self._ascribe(parent, name)
+            self._times[path] = 0
+        return os.open(name, flags, dir_fd=parent)
 
     # -- describing -----------------------------------------------------------------------------------------------
 
@@ -244,6 +244,11 @@ class TreeWriter:
         os.fchmod(descriptor, metadata.mode)  # after chown, which clears setuid and setgid
         for name, value in metadata.xattrs.items():
             self._set_xattr(descriptor, path, name, value)
+
+    def _ascribe(self, parent: int, name: bytes) -> None:
+        """Describe a directory that was only implied. It is new and nobody else's, so its name is safe to use."""
+        os.chown(name, self.id_base, self.id_base, dir_fd=parent)
+        os.chmod(name, IMPLIED_MODE, dir_fd=parent)
 
     def _own(self, name: bytes, parent: int, metadata: Metadata) -> None:
         uid, gid = self._ids((name,), metadata)
