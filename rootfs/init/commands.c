@@ -335,8 +335,10 @@ static bool read_reports(struct command *command)
             started(command, &report);
         else if (report.type == REPORT_FAILED)
             start_failed(command, &report.failure);
-        else if (command->state == STATE_RUNNING)
+        else if (command->state == STATE_RUNNING) {
+            command->survivors = report.survivors;
             leader_exited(command, report.status, &report.usage, report.at_ms);
+        }
     }
     return true;
 }
@@ -633,7 +635,7 @@ static uint32_t flags_of(const struct command *command)
     bool exited = command->state >= STATE_DRAINING;
     return (command->terminal ? FLAG_TERMINAL : 0u) | (watch_is_open(&command->input) ? FLAG_STDIN_OPEN : 0u) |
            (exited && output_is_open(command) ? FLAG_OUTPUT_INCOMPLETE : 0u) |
-           (exited && command->keeper != 0 ? FLAG_SURVIVORS : 0u) |
+           (command->survivors && command->keeper != 0 ? FLAG_SURVIVORS : 0u) |
            (command->status_lost ? FLAG_STATUS_LOST : 0u) |
            (exited && WIFSIGNALED(command->status_code) && WCOREDUMP(command->status_code) ? FLAG_CORE_DUMPED : 0u);
 }

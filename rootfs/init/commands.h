@@ -36,7 +36,7 @@ struct command {
     uint64_t linger_limit, last_output;
     uint64_t started_at, ended_at; /* wall clock, ms */
     int status_code;               /* as from wait() */
-    bool status_lost;
+    bool status_lost, survivors;
     struct rusage usage;
     struct buffer description; /* the ARG, USER and LABEL fields for LIST */
 };

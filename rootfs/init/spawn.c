@@ -2,6 +2,7 @@
  * spawn.c: see spawn.h.
  */
 #include "spawn.h"
+#include "terminal.h"
 #include "tree.h"
 #include "users.h"
 
@@ -13,22 +14,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#ifndef TIOCGPTPEER
-#define TIOCGPTPEER 0x5441
-#endif
 
 /* Commands are to die of memory before init does. */
 static const char command_oom_score[] = "500";
 
 static const char default_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-enum { DEFAULT_VARIABLES = 6, LEADER_STACK = 64 * 1024 };
+enum { DEFAULT_VARIABLES = 6, LEADER_STACK = 32 * 1024 };
 
 struct rlimit original_nofile;
 
@@ -130,16 +126,7 @@ static int set_limits(const struct spawn *spawn, struct failure *failure)
 
 static int open_terminal(int master, struct failure *failure)
 {
-    /* By the master, so that nothing the sandbox did to /dev/pts matters; by name where that is not known (gVisor). */
-    int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (slave < 0) {
-        char path[32];
-        unsigned number;
-        if (ioctl(master, (int)TIOCGPTN, &number) == 0) {
-            snprintf(path, sizeof path, "/dev/pts/%u", number);
-            slave = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-        }
-    }
+    int slave = terminal_open_slave(master);
     if (slave < 0 || ioctl(slave, TIOCSCTTY, 0) < 0)
         return fail(failure, errno, "terminal", "cannot open a terminal");
     return slave;
@@ -329,14 +316,8 @@ static int authorize(const struct spawn *spawn, struct report *report)
 static pid_t vfork_leader(struct launch *launch)
 {
     /* A vfork costs no copy of page tables, and when it returns the exec has succeeded or failed: no extra pipe. */
-    char *stack = mmap(NULL, LEADER_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED)
-        return -1;
-    pid_t leader = clone(run_leader, stack + LEADER_STACK, CLONE_VM | CLONE_VFORK | SIGCHLD, launch);
-    int error = errno;
-    munmap(stack, LEADER_STACK);
-    errno = error;
-    return leader;
+    static _Alignas(16) char stack[LEADER_STACK];
+    return clone(run_leader, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, launch);
 }
 
 /* Returns the leader's pid after reporting it; on failure reports that and returns -1. */
@@ -366,17 +347,27 @@ static pid_t start_leader(const struct spawn *spawn, int status)
     return leader;
 }
 
+static void report_exit(pid_t leader, int wait_status, const struct rusage *usage, int status)
+{
+    struct report report = {.type = REPORT_EXITED, .leader = leader, .status = wait_status, .usage = *usage};
+    pid_t zombie;
+    report.at_ms = wall_clock_ms();
+    while ((zombie = waitpid(-1, NULL, WNOHANG)) > 0)
+        continue;
+    report.survivors = zombie == 0;
+    send_report(status, &report);
+}
+
 _Noreturn static void keep(pid_t leader, int status)
 {
     for (;;) {
-        struct report report = {.type = REPORT_EXITED, .leader = leader};
-        pid_t pid = wait4(-1, &report.status, 0, &report.usage);
-        if (pid == leader) {
-            report.at_ms = wall_clock_ms();
-            send_report(status, &report);
-        } else if (pid < 0 && errno == ECHILD) {
+        struct rusage usage;
+        int wait_status;
+        pid_t pid = wait4(-1, &wait_status, 0, &usage);
+        if (pid == leader)
+            report_exit(leader, wait_status, &usage, status);
+        else if (pid < 0 && errno == ECHILD)
             _exit(0);
-        }
     }
 }
 

@@ -47,6 +47,7 @@ struct report {
     pid_t requester_keeper; /* sudo: the keeper above the process that asked, 0 if none */
     struct failure failure;
     int status;
+    bool survivors; /* descendants are left */
     struct rusage usage;
     uint64_t at_ms;
 };

@@ -3,9 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
+
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER 0x5441
+#endif
 
 int terminal_resize(int master, uint16_t cols, uint16_t rows)
 {
@@ -26,6 +32,29 @@ int terminal_open(uint16_t cols, uint16_t rows)
     close(master);
     errno = error;
     return -1;
+}
+
+/* ioctl()'s second argument is an int in musl and an unsigned long in glibc; these two have the top bit set. */
+static int ioctl_pointer(int fd, unsigned long request, void *argument)
+{
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+static int ioctl_number(int fd, unsigned long request, unsigned long argument)
+{
+    return (int)syscall(SYS_ioctl, fd, request, argument);
+}
+
+int terminal_open_slave(int master)
+{
+    /* By the master, so that nothing the sandbox did to /dev/pts matters; by name where that is not known (gVisor). */
+    int slave = ioctl_number(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    unsigned number;
+    if (slave >= 0 || ioctl_pointer(master, TIOCGPTN, &number) < 0)
+        return slave;
+    char path[32];
+    snprintf(path, sizeof path, "/dev/pts/%u", number);
+    return open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
 }
 
 int terminal_type_eof(int master)

@@ -46,12 +46,12 @@ static bool read_process(int proc, const char *pid_text, struct process *process
     if (n <= 0)
         return false;
     text[n] = 0;
-    /* The name may hold anything, parentheses too: the last one ends it. */
-    char *end = strrchr(text, ')');
-    if (end == NULL)
+    /* "pid (name) state parent …": the name may hold anything, parentheses too; the last one ends it. */
+    const char *rest = strrchr(text, ')');
+    if (rest == NULL || strlen(rest) < sizeof ") S 1" - 1)
         return false;
-    *process = (struct process){.pid = atoi(pid_text)};
-    return sscanf(end + 1, " %c %d", &process->state, &process->parent) == 2;
+    *process = (struct process){.pid = atoi(pid_text), .state = rest[2], .parent = atoi(rest + 3)};
+    return true;
 }
 
 static int take_census(struct census *census)
