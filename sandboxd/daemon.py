@@ -158,7 +158,7 @@ def bind_listeners(config: Config) -> Iterator[tuple[Listener, ...]]:
 def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
     """The backend and what it stands on."""
     bwrap = find_bwrap(config)
-    init = config.init or find_asset("rootfs/init/build/sandbox-init")
+    init = install_init(config)
     profile = seccomp.compile_profile(config.seccomp_profile or find_asset("seccomp/default.json"))
     support, cgroups = ready_cgroups(config)
     own_userns = in_own_userns()
@@ -189,6 +189,26 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
         yield host, capabilities
     finally:
         backend.close()
+
+
+def install_init(config: Config) -> Path:
+    """sandbox-init, copied to the runtime directory.
+
+    So that a sandbox's mount table does not tell where sandboxd is installed, and an upgrade does not touch the file
+    that running sandboxes have open.
+    """
+    source = config.init or find_asset("rootfs/init/build/sandbox-init")
+    try:
+        program = source.read_bytes()
+    except OSError as error:
+        raise StartupError(f"cannot read sandbox-init: {error}") from error
+    target = config.runtime_dir / f"sandbox-init-{hashlib.sha256(program).hexdigest()[:12]}"
+    if not target.exists():
+        fresh = target.with_suffix(f".{os.getpid()}")
+        fresh.write_bytes(program)
+        fresh.chmod(0o555)
+        fresh.rename(target)
+    return target
 
 
 def find_bwrap(config: Config) -> Path:

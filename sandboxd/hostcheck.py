@@ -122,7 +122,8 @@ def _try_root() -> None:
             overlay.make_stage("/tmp")
             for tree, name in zip(trees, ("l", "w"), strict=True):
                 overlay.attach(tree, name)
-            overlay.mount_overlay(["l"], "w", "r", root_id=TRIAL_RANGE, userxattr=False)
+            with overlay.acting_as(TRIAL_RANGE):
+                overlay.mount_overlay(["l"], "w", "r", userxattr=False)
 
         try:
             _in_child(build)

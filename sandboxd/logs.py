@@ -26,10 +26,9 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    converter = time.gmtime
-
     def __init__(self, *, journal: bool) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
         self._journal = journal
 
     def formatMessage(self, record: logging.LogRecord) -> str:

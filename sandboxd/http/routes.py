@@ -4,7 +4,7 @@ A dialect is a tuple of these. Reading the query and the body, checking access, 
 once; a handler gets checked values and returns a model (or a response of its own for streams).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -83,12 +83,11 @@ def render(model: BaseModel, status: int = 200) -> Response:
 
 
 def _query(route: Route) -> BaseModel | None:
-    if route.query is None:
+    model = route.query
+    if model is None:
         return None
-    given: Mapping[str, str] = {
-        name: value for name, value in request.args.items() if not name.startswith("metadata.")
-    }
-    return _validate(lambda: route.query.model_validate(given), "the query") if route.query else None
+    given = {name: value for name, value in request.args.items() if not name.startswith("metadata.")}
+    return _validate(lambda: model.model_validate(given), "the query")
 
 
 async def _body(route: Route, service: Service) -> BaseModel | None:

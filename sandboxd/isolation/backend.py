@@ -30,7 +30,7 @@ KILL_LIMIT = 10.0
 class RunningMachine:
     """A live sandbox seen from the host.
 
-    Owns: the pidfds of sandbox-init and of its monitor, and the sandbox's cgroup directory.
+    Owns: the pidfds of sandbox-init and of its monitor.
     Cancelled: destroy() may be called again.
     """
 
@@ -48,7 +48,7 @@ class RunningMachine:
         return not _alive(self.init_pidfd)
 
     async def destroy(self) -> None:
-        """Kill everything and return when no process and no cgroup is left. Raises: SandboxLost if it cannot."""
+        """Kill everything and return when no process is left; the cgroup stays. Raises: SandboxLost if it cannot."""
         if self.cgroup is not None:
             self.cgroup.kill()
         _kill(self.init_pidfd)
@@ -56,8 +56,6 @@ class RunningMachine:
             await self.wait_ended()
             if self.monitor_pidfd is not None:
                 await trio.lowlevel.wait_readable(self.monitor_pidfd)
-            if self.cgroup is not None:
-                await remove_cgroup(self.cgroup)
         if limit.cancelled_caught:
             raise SandboxLost(f"cannot end process {self.machine.pid}: it does not react to SIGKILL")
         self.close()

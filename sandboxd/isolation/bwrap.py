@@ -129,17 +129,18 @@ class BwrapBackend:
         layers = [StageMount(source=str(path), name=f"l{n}", idmapped=idmapped) for n, path in enumerate(plan.layers)]
         binds = [StageMount(source=str(bind.source), name=f"b{n}") for n, bind in enumerate(plan.binds)]
         writable = StageMount(source=str(plan.writable), name="w", idmapped=idmapped)
-        init = StageMount(source=str(plan.init), name="init")
         targets = tuple(bind.target for bind in plan.binds) + plan.hidden
         return ForkRequest(
             range_start=plan.ids.start,
             max_processes=self._max_processes,
             idmapped=idmapped,
             stage=STAGE,
-            mounts=(*layers, writable, init, *binds),
+            mounts=(*layers, writable, *binds),
             lowers=tuple(layer.name for layer in layers),
             writable=writable.name,
             root="r",
+            init=str(plan.init),
+            init_inside=INIT_INSIDE,
             mount_points=MOUNT_POINTS + targets,
             argv=self._argv(plan),
             descriptors=DESCRIPTORS + (("cgroup",) if in_cgroup else ()),
@@ -153,14 +154,14 @@ class BwrapBackend:
             str(self._bwrap),
             "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup",
             "--hostname", plan.hostname, "--as-pid-1", "--clearenv", "--setenv", MARK, plan.sandbox,
-            "--bind", f"{STAGE}/r", "/",
+            "--dev-bind", f"{STAGE}/r", "/",
         ]
         # fmt: on
         for number, bind in enumerate(plan.binds):
             argv += ["--ro-bind", f"{STAGE}/b{number}", bind.target]
         for path in plan.hidden:
             argv += ["--tmpfs", path, "--remount-ro", path]
-        argv += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", f"{STAGE}/init", INIT_INSIDE]
+        argv += ["--proc", "/proc"]
         argv += ["--perms", "0444", "--ro-bind-data", "{boot_id}", "/proc/sys/kernel/random/boot_id"]
         for path in masked_files:
             argv += ["--ro-bind", "/dev/null", path]

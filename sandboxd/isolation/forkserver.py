@@ -114,6 +114,7 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
     os.setsid()
     overlay.make_private()
     log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    init = overlay.clone_tree(plan["init"], read_only=True)
     trees = [
         (overlay.clone_tree(source, userns=userns if idmapped else None), name)
         for source, name, idmapped in plan["mounts"]
@@ -121,17 +122,15 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
     overlay.make_stage(plan["stage"])
     for tree, name in trees:
         overlay.attach(tree, name)
-    overlay.mount_overlay(
-        plan["lowers"],
-        plan["writable"],
-        plan["root"],
-        root_id=plan["range_start"],
-        userxattr=not plan["idmapped"],
-    )
+    root, root_id = plan["root"], plan["range_start"]
+    with overlay.acting_as(root_id):
+        overlay.mount_overlay(plan["lowers"], plan["writable"], root, userxattr=not plan["idmapped"])
+        overlay.check_mount_points(root, plan["mount_points"])
+        devices.make_dev(f"{root}/dev", root_id=root_id)
+    overlay.attach(init, f"{root}{plan['init_inside']}")
     with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
         _write("/proc/self/oom_score_adj", "500")
     enter_userns(userns)
-    overlay.check_mount_points(plan["root"], plan["mount_points"])
     os.umask(0o022)
     _place_standard_streams(log)
     placed = _pass_descriptors(named)
@@ -166,7 +165,7 @@ def _write(path: str, text: str) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
 
-from sandboxd.kernel import overlay, syscalls
+from sandboxd.kernel import devices, overlay, syscalls
 from sandboxd.kernel.userns import enter_userns, make_userns
 
 if __name__ == "__main__":

@@ -29,15 +29,19 @@ class Launcher:
         self._lock = trio.Lock()
         self._control: trio.socket.SocketType | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._prepared: set[int] = set()
 
     async def prepare(self, start: int, *, max_processes: int) -> None:
         """Make a range's user namespace ahead of its first launch."""
-        await self._call({"op": "prepare", "start": start, "max_processes": max_processes}, ())
+        if start not in self._prepared:
+            await self._call({"op": "prepare", "start": start, "max_processes": max_processes}, ())
+            self._prepared.add(start)
 
     async def launch(self, request: ForkRequest, descriptors: Mapping[str, int]) -> int:
         """The host pid of the started child. The descriptors stay the caller's."""
         ordered = [descriptors[name] for name in request.descriptors]
         reply = await self._call({"op": "launch", "plan": request.to_wire()}, ordered)
+        self._prepared.add(request.range_start)
         return int(reply["pid"])
 
     async def _call(self, request: dict[str, Any], descriptors: "tuple[int, ...] | list[int]") -> dict[str, Any]:
@@ -78,6 +82,7 @@ class Launcher:
 
     def close(self) -> None:
         """End the fork server; sandboxes it started live on."""
+        self._prepared.clear()
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -67,6 +67,8 @@ class ForkRequest:
     """names of `mounts`, uppermost first"""
     writable: str
     root: str
+    init: str
+    init_inside: str
     mount_points: tuple[str, ...]
     argv: tuple[str, ...]
     descriptors: tuple[str, ...]

@@ -5,9 +5,10 @@ top, so nothing is ever chowned. All of it happens in the launching child's own 
 nothing is mounted on the host, so nothing can be left mounted there, whoever dies when.
 """
 
+import contextlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.syscalls import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
@@ -27,7 +28,7 @@ def make_stage(stage: str) -> None:
     os.chdir(stage)
 
 
-def clone_tree(source: str, *, userns: int | None) -> int:
+def clone_tree(source: str, *, userns: int | None = None, read_only: bool = False) -> int:
     """A detached mount of `source` as a descriptor, seen through `userns`'s id map if one is given.
 
     Taken before the stage is made, which may hide the source.
@@ -35,6 +36,9 @@ def clone_tree(source: str, *, userns: int | None) -> int:
     tree = syscalls.open_tree(source)
     if userns is not None:
         syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=userns)
+    if read_only:
+        flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        syscalls.mount_setattr(tree, attr_set=flags)
     return tree
 
 
@@ -48,13 +52,26 @@ def attach(tree: int, target: str) -> None:
     os.close(tree)
 
 
-def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, root_id: int, userxattr: bool) -> None:
-    """Mount the overlay at `target` (created). `writable` holds the directories UPPER and WORK.
+@contextlib.contextmanager
+def acting_as(root_id: int) -> Iterator[None]:
+    """Touch files as the sandbox's root, with one's own capabilities.
 
     overlayfs writes with its mounter's credentials, and those must be mapped by the layers' id map: with any other
     fsuid it fails with EOVERFLOW and silently becomes read-only. SECBIT_NO_SETUID_FIXUP keeps the capabilities
     that a changed fsuid would cost.
     """
+    syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
+    syscalls.setfsgid(root_id)
+    syscalls.setfsuid(root_id)
+    try:
+        yield
+    finally:
+        syscalls.setfsuid(os.geteuid())
+        syscalls.setfsgid(os.getegid())
+
+
+def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxattr: bool) -> None:
+    """Mount the overlay at `target` (created). `writable` holds the directories UPPER and WORK."""
     os.mkdir(target)
     options = [
         f"lowerdir={':'.join(lowers)}",
@@ -65,14 +82,7 @@ def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, root_id:
     ]
     if userxattr:
         options.append("userxattr")
-    syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
-    syscalls.setfsgid(root_id)
-    syscalls.setfsuid(root_id)
-    try:
-        syscalls.mount("overlay", target, "overlay", flags=MS_NOSUID | MS_NODEV, data=",".join(options))
-    finally:
-        syscalls.setfsuid(os.geteuid())
-        syscalls.setfsgid(os.getegid())
+    syscalls.mount("overlay", target, "overlay", flags=MS_NOSUID | MS_NODEV, data=",".join(options))
 
 
 def check_mount_points(root: str, points: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ holds nothing in memory and loses nothing (until the store prunes), and one that
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -45,7 +45,7 @@ class EventLog:
 
     async def follow(
         self, *, after: int | None, sandbox: str | None = None, wanted: Callable[[Event], bool] = lambda _: True
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events after that id (None: from now on), and then each new one. Never ends; close it when done."""
         cursor = await self.last_id() if after is None else after
         while True:

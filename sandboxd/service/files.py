@@ -1,9 +1,9 @@
 """Files of a sandbox, moved in and out through sandbox-init: the daemon opens no path that a sandbox controls."""
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 
+from sandboxd.isolation.init_files import FileReader
 from sandboxd.service.commands import init_errors
 from sandboxd.service.sandboxes import Entry
 
@@ -17,15 +17,13 @@ async def upload(
     """
     running = entry.require_running()
     with init_errors(entry):
-        return await running.init.write_file(
-            os.fsencode(path), chunks, user=os.fsencode(user), mode=mode, atomic=True, parents=parents
-        )
+        return await running.init.write_file(path, chunks, user=user, mode=mode, atomic=True, parents=parents)
 
 
 @contextlib.asynccontextmanager
-async def download(entry: Entry, path: str, *, user: str) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-    """The size of a regular file, and its bytes as they come. Raises: Conflict, NotFound, SandboxLost."""
+async def download(entry: Entry, path: str, *, user: str) -> AsyncIterator[FileReader]:
+    """A regular file: its size, and its bytes as they come. Raises: Conflict, NotFound, SandboxLost."""
     running = entry.require_running()
     with init_errors(entry):
-        async with running.init.read_file(os.fsencode(path), user=os.fsencode(user)) as (size, chunks):
-            yield size, chunks
+        async with running.init.read_file(path, user=user) as reader:
+            yield reader

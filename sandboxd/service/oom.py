@@ -28,8 +28,8 @@ class OomWatch:
             self._watcher.add(cgroup)
 
     def discard(self, cgroup: Cgroup | None) -> None:
-        if cgroup is not None and self._watched.pop(cgroup, None):
-            del self._seen[cgroup]
+        if cgroup in self._watched:
+            del self._watched[cgroup], self._seen[cgroup]
             self._watcher.discard(cgroup)
 
     async def run(self) -> None:

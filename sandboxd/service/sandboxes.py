@@ -39,6 +39,8 @@ WARM_RANGES = 4
 # How long a found machine has to answer at start-up before it counts as lost.
 ATTACH_LIMIT = 5.0
 DELETE_RETRY = 5.0
+# Discarded files go together: removing them one sandbox at a time would cost a process for each.
+PURGE_DELAY = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,8 +133,8 @@ class Sandboxes:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
         entry = Entry(sandbox=self._new_record(spec))
         self._entries[entry.sandbox.id] = entry
-        self._range_taken.set()
         outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, image)
+        self._range_taken.set()
         if outcome is not None:
             raise outcome
         return entry.sandbox
@@ -297,7 +299,7 @@ class Sandboxes:
         entry.gone.set()
 
     async def _end_machine(self, entry: Entry) -> None:
-        """No process and no cgroup of the sandbox is left after this."""
+        """No process of the sandbox is left after this. Its empty cgroup goes with the discarded files."""
         if entry.running is not None:
             await entry.running.destroy()
             entry.running = None
@@ -398,11 +400,25 @@ class Sandboxes:
         self._discarded.set()
 
     async def purge_discarded(self) -> None:
-        """A task of the service: remove discarded files as they come."""
+        """A task of the service: remove what is left of deleted sandboxes, off the path of those who deleted them."""
         while True:
             await self._discarded.wait()
+            await trio.sleep(PURGE_DELAY)
             self._discarded = trio.Event()
-            await trio.to_thread.run_sync(self._host.disk.purge, abandon_on_cancel=False)
+            await trio.to_thread.run_sync(self._purge)
+
+    def _purge(self) -> None:
+        """In a thread. A cgroup without an entry is nobody's: entries are made before their cgroups."""
+        self._host.disk.purge()
+        cgroups = self._host.cgroups
+        for name in cgroups.names() if cgroups else ():
+            if cgroups and name not in self._entries:
+                try:
+                    cgroups.sandbox(name).kill()
+                    cgroups.sandbox(name).remove()
+                except OSError as error:
+                    log.warning("cgroup of sandbox %s not removed yet: %s", name, error)
+                    trio.from_thread.run_sync(self._discarded.set)
 
     async def warm_ranges(self) -> None:
         """A task of the service: keep a few user namespaces ready."""

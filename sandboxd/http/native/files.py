@@ -1,6 +1,5 @@
 """Files, streamed in and out."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -11,6 +10,7 @@ from quart.wrappers.response import ResponseBody
 from sandboxd.http.native.schemas import Uploaded
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
+from sandboxd.isolation.init_files import FileReader
 from sandboxd.service import files
 from sandboxd.service.sandboxes import Entry
 
@@ -41,12 +41,14 @@ class _FileBody(ResponseBody):
     def __init__(self, entry: Entry, path: str, user: str) -> None:
         self._source = files.download(entry, path, user=user)
         self._stack = AsyncExitStack()
-        self._chunks: AsyncIterator[bytes]
+        self._reader: FileReader
+        self._left = 0
 
     async def open(self) -> int:
-        """Begin before the response does, so that a missing file is a 404."""
-        size, self._chunks = await self._stack.enter_async_context(self._source)
-        return size
+        """Begin before the response does, so that a missing file is a 404. The size that is promised."""
+        self._reader = await self._stack.enter_async_context(self._source)
+        self._left = self._reader.size
+        return self._left
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,4 +62,9 @@ class _FileBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        return await anext(self._chunks)
+        """Never more than was promised: the file may grow while it is read."""
+        if not self._left:
+            raise StopAsyncIteration
+        chunk = (await anext(self._reader))[: self._left]
+        self._left -= len(chunk)
+        return chunk
