@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import tty
 from pathlib import Path
 from typing import Any, Final
 
+MNT_DETACH: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_NOSUID: Final = 2
@@ -50,7 +52,7 @@ def main(job_file: str) -> None:
         # Ends on the console; with no exit line the outside knows that the job was not done.
         traceback.print_exc()
     finally:
-        halt(job["disk"])
+        halt(job["disks"])
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
@@ -74,7 +76,12 @@ def mount_private_file_systems(job: dict[str, Any]) -> None:
     Path("/dev/shm").mkdir()
     for target, mode in (("/tmp", "1777"), ("/run", "755"), ("/dev/shm", "1777")):
         mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
-    mount("/dev/ubda", job["disk"], "ext4")
+    for device, target in zip(("/dev/ubda", "/dev/ubdb"), job["disks"], strict=False):
+        Path(target).mkdir(exist_ok=True)
+        mount(device, target, "ext4")
+    temporary = Path(job["disks"][0], "tmp")
+    temporary.mkdir()
+    temporary.chmod(0o1777)
     mount_host(job["shared"], 0)
     for path in job["visible"]:
         if not Path(path).exists():
@@ -118,12 +125,14 @@ def run(job: dict[str, Any]) -> int:
     output = open_terminal(OUTPUT)
     environment = {
         "HOME": "/tmp",
+        "TMPDIR": f"{job['disks'][0]}/tmp",
         "SANDBOXD_UML": "1",
         "SANDBOXD_UML_CHANNEL": CHANNEL,
-        "SANDBOXD_UML_DISK": job["disk"],
         "SANDBOXD_UML_SHARED": job["shared"],
         **job["env"],
     }
+    # As systemd does for services: the kernel's own default of 4096 is less than any host gives a daemon.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 524288))
     child = subprocess.Popen(
         job["argv"],
         cwd=job["cwd"],
@@ -140,12 +149,13 @@ def run(job: dict[str, Any]) -> int:
             return child.returncode
 
 
-def halt(disk: str) -> None:
+def halt(disks: list[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.sync()
-    # Lazily: a process that the job left behind may still use it, and dies with the kernel in a moment.
-    _libc.umount2(disk.encode(), 2)
+    # Lazily: a process that the job left behind may still use them, and dies with the kernel in a moment.
+    for disk in reversed(disks):
+        _libc.umount2(disk.encode(), MNT_DETACH)
     _libc.reboot(RB_POWER_OFF)
 
 

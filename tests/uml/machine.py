@@ -1,9 +1,10 @@
 """Run a program in a User-Mode Linux machine: a kernel with every cgroup controller, as a plain process.
 
 The machine sees this host's files at their own paths, read-only, so the checkout and its .venv work inside as
-they are. Private to it are /tmp, /run, /dev/shm (tmpfs) and an ext4 disk at DISK: hostfs can be no overlay's
-upper layer, and tmpfs cannot be idmapped by this kernel (6.1). Nothing that happens inside can change the
-host, except through the job's own directory. It needs no privilege: inside, the user who started it is root.
+they are. Private to it are /tmp, /run, /dev/shm (tmpfs) and an ext4 disk at DISK, which TMPDIR points to: hostfs can
+be no overlay's upper layer, and neither it nor tmpfs can be idmapped by this kernel (6.1). So a directory that must
+have its owners right, such as the images, is copied to a second disk, at COPIED. Nothing that happens inside can
+change the host, except through the job's own directory. It needs no privilege: inside, whoever started it is root.
 
     result = run_in_uml([sys.executable, "-c", "print('hello')"], timeout=60)
     assert (result.returncode, result.output) == (0, "hello\n")
@@ -26,10 +27,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DISK = "/mnt"
+COPIED = "/mnt/copied"
 BOOT = Path(__file__).with_name("boot.py")
 TOOLS = {"linux.uml": "user-mode-linux", "mke2fs": "e2fsprogs", "insmod": "kmod"}
 
@@ -61,24 +63,26 @@ def run_in_uml(
     argv: Sequence[str | Path],
     *,
     timeout: float,
-    env: Mapping[str, str] | None = None,
-    memory_mib: int = 1024,
-    disk_mib: int = 1024,
-    modules: Sequence[str] = ("overlay",),
+    **machine: Any,
 ) -> UmlResult:
     """Boot a machine, run one program in it (cwd is the checkout), wait for both to end. Boot takes 2-3 s.
+
+    `machine` is what Machine takes by name.
 
     Raises UmlError after `timeout` seconds, or when the machine dies; none of its processes or files is left
     then.
     """
-    with Machine(argv, env=env, memory_mib=memory_mib, disk_mib=disk_mib, modules=modules) as machine:
-        for _line in machine.lines(timeout=timeout):
+    with Machine(argv, **machine) as running:
+        for _line in running.lines(timeout=timeout):
             pass
-        return machine.result()
+        return running.result()
 
 
 class Machine:
     """One booted machine that runs one program and then halts.
+
+    env is added to the program's environment; modules are kernel modules to load; `copied` is a directory of this
+    host whose copy, owners and modes included, is to be at COPIED, where it can be written.
 
     Owns: the host processes of the machine (a session of their own) and a temporary directory; leaving `with`
     ends and removes them whatever happened.
@@ -90,8 +94,9 @@ class Machine:
         *,
         env: Mapping[str, str] | None = None,
         memory_mib: int = 1024,
-        disk_mib: int = 1024,
+        disk_mib: int = 4096,
         modules: Sequence[str] = ("overlay",),
+        copied: Path | None = None,
     ) -> None:
         if missing := missing_packages():
             raise UmlError(f"cannot start User-Mode Linux: install {' '.join(missing)}")
@@ -99,7 +104,9 @@ class Machine:
         self._buffer = b""
         with contextlib.ExitStack() as stack:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandboxd-uml-")))
-            self._make_disk(disk_mib)
+            self._disks = [self._make_disk("disk", disk_mib)]
+            if copied is not None:
+                self._disks.append(self._make_disk("copied", disk_mib, "-d", str(copied)))
             self._write_job(argv, env or {}, modules)
             self._channel, writer = os.pipe()
             stack.callback(os.close, self._channel)
@@ -177,13 +184,15 @@ class Machine:
         self._buffer += data
         return bool(data)
 
-    def _make_disk(self, size_mib: int) -> None:
-        disk = self._directory / "disk"
+    def _make_disk(self, name: str, size_mib: int, *options: str) -> Path:
+        """An ext4 image; a sparse file, so that its size costs nothing."""
+        disk = self._directory / name
         with disk.open("wb") as file:
             file.truncate(size_mib * _MIB)
         mke2fs = shutil.which("mke2fs", path=_SEARCH_PATH)
         assert mke2fs is not None
-        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", str(disk)], check=True)
+        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", *options, str(disk)], check=True)
+        return disk
 
     def _write_job(self, argv: Sequence[str | Path], env: Mapping[str, str], modules: Sequence[str]) -> None:
         job = {
@@ -191,14 +200,13 @@ class Machine:
             "cwd": str(CHECKOUT),
             "env": {"PATH": _SEARCH_PATH, "LANG": "C.UTF-8", **env},
             "modules": list(modules),
-            "disk": DISK,
+            "disks": [DISK, COPIED][: len(self._disks)],
             "shared": str(self._directory),
             # Must be visible even where the machine's own /tmp, /run or disk hides that part of the host.
             "visible": [str(CHECKOUT), sys.prefix, sys.base_prefix],
         }
         (self._directory / "job.json").write_text(json.dumps(job))
-        # The kernel's command line splits at spaces and takes one path for init; a script knows no such
-        # limits.
+        # The kernel's command line splits at spaces and takes one path for init; a script knows no such limits.
         init = self._directory / "init"
         words = " ".join(_quote(word) for word in (sys.executable, "-I", BOOT, self._directory / "job.json"))
         init.write_text(f"#!/bin/sh\nexec {words}\n")
@@ -212,7 +220,7 @@ class Machine:
                 f"mem={memory_mib}M",
                 "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro",
                 f"init={directory}/init",
-                f"ubd0={directory}/disk",
+                *(f"ubd{number}={disk}" for number, disk in enumerate(self._disks)),
                 f"uml_dir={directory}/run",
                 "con=null", f"con0=null,fd:{console.fileno()}", f"con1=null,fd:{channel}",
                 f"con2=null,fd:{output.fileno()}",
@@ -225,8 +233,7 @@ class Machine:
                 stderr=console,
                 pass_fds=(console.fileno(), output.fileno(), channel),
                 start_new_session=True,
-                # HOME: it would make ~/.uml otherwise. TMPDIR: where the machine's memory lives, as an
-                # unlinked file.
+                # HOME: it would make ~/.uml otherwise. TMPDIR: where its memory lives, as an unlinked file.
                 env={"PATH": _SEARCH_PATH, "HOME": str(directory), "TMPDIR": _memory_directory(memory_mib)},
             )
 

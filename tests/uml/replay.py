@@ -1,9 +1,8 @@
 """Tests that run inside the machine, reported outside as if they ran here.
 
-Outside, pytest collects tests/uml/inside like any other tests, so that names, -k and -m work. Then each item
-is exchanged for an InsideItem. The first that runs boots one machine, which runs pytest over all the chosen
-ones; its reports come back one by one, in pytest's own serialized form, and each InsideItem waits for its
-own.
+Outside, pytest collects tests/uml/inside like any other tests, so that names, -k and -m work. Then each item is
+exchanged for an InsideItem. The first that runs boots one machine, which runs pytest over all the chosen ones; its
+reports come back one by one, in pytest's own serialized form, and each InsideItem waits for its own.
 """
 
 import json
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd.paths import default_image_dir
 from tests.uml.machine import Machine, UmlError
 
 # The tests to run inside, and samples of every outcome with which test_replay.py tests this file.
@@ -43,6 +43,7 @@ class InsideRun:
         self._config = config
         self._machine: Machine | None = None
         self._reports: dict[str, list[pytest.TestReport]] = {}
+        self._stuck = ""
         self.chosen: list[str] = []
 
     def reports_of(self, nodeid: str) -> list[pytest.TestReport]:
@@ -50,24 +51,46 @@ class InsideRun:
         if self._machine is None:
             self._machine = self._boot()
         while not any(report.when == "teardown" for report in self._reports.get(nodeid, ())):
-            line = self._machine.next_line(timeout=SILENCE_LIMIT)
+            line = self._next_line()
             if line is None:
                 raise UmlError(f"cannot find a result of {nodeid}\n{self._machine.tail()}")
             self._store(json.loads(line))
+        if nodeid == self.chosen[-1]:
+            self._wait_for_halt()
         return self._reports[nodeid]
+
+    def _next_line(self) -> str | None:
+        """Raises UmlError when the machine is stuck, and then again at once for every test that is still to come."""
+        if self._stuck:
+            raise UmlError(self._stuck)
+        assert self._machine is not None
+        try:
+            return self._machine.next_line(timeout=SILENCE_LIMIT)
+        except UmlError as error:
+            self._stuck = str(error)
+            self._machine.close()
+            raise
+
+    def _wait_for_halt(self) -> None:
+        """After the last test, so that the next one on this host does not meet a machine that is going."""
+        while self._next_line() is not None:
+            pass
+        self.close()
 
     def close(self) -> None:
         if self._machine is not None:
             self._machine.close()
 
     def _boot(self) -> Machine:
+        """A machine that runs pytest over the chosen tests, with a copy of this host's images if we may read them."""
         # Imports are slow inside: leave out the plugins that no test there needs.
         without = [f"-pno:{plugin}" for plugin in ("anyio", "cacheprovider", "schemathesis")]
         options = (*without, "--color=no", f"--rootdir={self._config.rootpath}")
         # An existing cache may be read, never written: the host's files are read-only inside.
         env = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
         env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        return Machine([sys.executable, "-m", "pytest", *options, *self.chosen], env=env)
+        images = default_image_dir() if os.geteuid() == 0 and default_image_dir().exists() else None
+        return Machine([sys.executable, "-m", "pytest", *options, *self.chosen], env=env, copied=images)
 
     def _store(self, data: dict[str, Any]) -> None:
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)

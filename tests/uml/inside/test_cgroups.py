@@ -25,9 +25,9 @@ from tests.kernel.test_cgroups import (  # noqa: F401
     test_kill_ends_frozen_processes_and_those_of_child_cgroups,
     test_the_watcher_tells_only_of_what_changed,
 )
+from tests.uml.machine import DISK
 
 MIB = 1 << 20
-DISK = Path(os.environ.get("SANDBOXD_UML_DISK", "/mnt"))
 
 
 def hog(mib: int) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def test_memory_over_the_high_mark_is_slowed_not_killed(tree: CgroupTree) -> Non
 
 @contextlib.contextmanager
 def swap_of(mib: int) -> Iterator[None]:
-    file = DISK / "swap"
+    file = Path(DISK, "swap")
     file.touch(mode=0o600)
     os.posix_fallocate(descriptor := os.open(file, os.O_RDWR), 0, mib * MIB)
     os.close(descriptor)
@@ -139,12 +139,12 @@ def written(cgroup: Cgroup, mib: int) -> float:
     start = time.monotonic()
     with process_in(cgroup, command, stderr=subprocess.DEVNULL) as process:
         assert process.wait(PATIENCE) == 0
-    (DISK / "file").unlink()
+    Path(DISK, "file").unlink()
     return time.monotonic() - start
 
 
 def test_disk_writes_are_slowed_to_their_limit(tree: CgroupTree) -> None:
-    device = block_device_of(DISK)
+    device = block_device_of(Path(DISK))
     assert device == "98:0"
     limited = tree.create("limited", CgroupLimits(io=(IoLimit(device, write_bytes_per_second=2 * MIB),)))
     assert written(limited, 4) >= 1.5

@@ -1,0 +1,99 @@
+"""The whole daemon on a host with every controller: a sandbox's limits, as its client sees them."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.kernel.cgroups import Cgroup
+from tests.support.daemon import Daemon
+
+MIB = 1 << 20
+SOON = 10.0
+# Uses some 100 MiB; page faults are slow in User-Mode Linux.
+HOG = "python3 -c 'data = b\"x\" * (96 << 20)'"
+
+
+@pytest.fixture
+def daemon(root_daemon: Daemon) -> Iterator[Daemon]:
+    yield root_daemon
+    root_daemon.delete_all()
+
+
+def limited(daemon: Daemon, **limits: Any) -> str:
+    return daemon.create(limits=limits)
+
+
+def test_every_limit_is_promised(daemon: Daemon) -> None:
+    capabilities = daemon.call("GET", "/v1/capabilities").json
+    assert capabilities["limits"] == dict.fromkeys(("memory", "swap", "pids", "cpu", "io"), True)
+    assert capabilities["limits_reason"] == ""
+
+
+def test_a_command_over_the_memory_limit_is_killed_and_the_sandbox_lives_on(daemon: Daemon) -> None:
+    sandbox, neighbour = limited(daemon, memory_bytes=64 * MIB, swap_bytes=0), daemon.create()
+    result = daemon.shell(sandbox, HOG)
+    assert (result["oom_killed"], result["exit_code"], result["signal"]) == (True, 137, "SIGKILL")
+    assert daemon.shell(sandbox, "echo still here")["stdout"] == "still here\n"
+    events = daemon.call("GET", "/v1/events?limit=100").json["events"]
+    killed = [
+        event["details"]["killed"] for event in events if event["sandbox"] == sandbox and event["kind"] == "oom"
+    ]
+    assert killed == [1]
+    unlimited = daemon.shell(neighbour, HOG)
+    assert (unlimited["oom_killed"], unlimited["exit_code"]) == (False, 0)
+
+
+def test_a_command_in_the_memory_limit_is_not_taken_for_one_over_it(daemon: Daemon) -> None:
+    result = daemon.shell(limited(daemon, memory_bytes=64 * MIB), "kill -KILL $$")
+    assert (result["oom_killed"], result["signal"]) == (False, "SIGKILL")
+
+
+def test_forking_for_ever_ends_at_the_process_limit_and_disturbs_nobody(daemon: Daemon) -> None:
+    sandbox, neighbour = limited(daemon, pids=20), daemon.create()
+    bomb = ["sh", "-c", "while :; do sleep 600 & done"]
+    result = daemon.call("POST", f"/v1/sandboxes/{sandbox}/shell", {"argv": bomb}).json
+    assert "Cannot fork" in result["stderr"]
+    assert result["exit_code"] != 0
+    metrics = daemon.call("GET", f"/v1/sandboxes/{sandbox}/metrics").json
+    assert metrics["pids"] <= 20
+    assert metrics["cgroup"]["pids_refused"] >= 1
+    assert daemon.shell(neighbour, "echo fine")["stdout"] == "fine\n"
+
+
+def test_processor_time_stays_within_its_quota(daemon: Daemon) -> None:
+    result = daemon.shell(limited(daemon, cpus=0.25), "while :; do :; done", timeout_ms=3000)
+    assert result["timed_out"]
+    assert result["cpu_time_ms"] / result["duration_ms"] == pytest.approx(0.25, rel=0.3)
+
+
+def test_writes_to_disk_are_slowed_to_their_limit(daemon: Daemon) -> None:
+    write = "dd if=/dev/zero of=file bs=64k count=64 oflag=direct 2>/dev/null; rm file"
+    assert daemon.shell(limited(daemon, write_bps=2 * MIB), write)["duration_ms"] >= 1500
+    assert daemon.shell(daemon.create(), write)["duration_ms"] < 1500
+
+
+def test_limits_are_still_in_force_after_the_daemon_was_killed(own_daemon: Daemon) -> None:
+    sandbox = limited(own_daemon.start(), memory_bytes=64 * MIB, swap_bytes=0)
+    own_daemon.kill()
+    own_daemon.start()
+    result = own_daemon.shell(sandbox, HOG)
+    assert result["oom_killed"]
+
+
+def test_a_deleted_sandbox_has_no_process_at_once_and_no_cgroup_soon(daemon: Daemon) -> None:
+    sandbox = limited(daemon, pids=20)
+    daemon.shell(sandbox, "setsid sleep 600 >/dev/null 2>&1 &")
+    (path,) = Path("/sys/fs/cgroup").rglob(sandbox)
+    assert Cgroup(path).pids() != frozenset()
+    daemon.call("DELETE", f"/v1/sandboxes/{sandbox}")
+    with contextlib.suppress(FileNotFoundError):
+        assert Cgroup(path).pids() == frozenset()
+    # The directory goes later, since removing it costs what its client need not wait for.
+    deadline = time.monotonic() + SOON
+    while path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
