@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 
 from sandboxd.config import default_image_dir
-from tests.support import census, ordinary_user
+from tests.support import census, ordinary_user, witnesses
 from tests.support.daemon import Daemon, running
 
-INSIDE_UML = "SANDBOXD_UML" in os.environ
+census.mark_this_run()
+
+
+SHARED = ["root_daemon", "rootless_daemon"]
+WHOSE = ["as root", "as an ordinary user"]
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing() -> Iterator[None]:
-    """No test may leave a process, mount, cgroup or descriptor. Fixtures of wider scope are set up before this."""
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test may leave a process, mount, cgroup or descriptor."""
+    # What outlives the test has to be there before it: a shared daemon that the `daemon` fixture will ask for.
+    if "daemon" in request.fixturenames:
+        request.getfixturevalue(request.node.callspec.params["daemon"])
     before = census.take()
     yield
     assert census.settled_growth(before) == {}
@@ -32,36 +39,81 @@ def image_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def root_daemon(image_dir: Path) -> Iterator[Daemon]:
-    """A daemon with the rights of whoever runs the tests."""
-    with running(Path(tempfile.mkdtemp(prefix="sandboxd-test-")), image_dir) as daemon:
-        yield daemon
+def user_image_dir(image_dir: Path) -> Path:
+    """The same image, unpacked for the ordinary user of the tests."""
+    if os.geteuid() != 0:
+        pytest.skip("takes root, to make a user; without root every daemon here is an ordinary user's")
+    return ordinary_user.images(image_dir)
+
+
+def daemon_as_root(image_dir: Path) -> Daemon:
+    """A daemon, not yet started, with the rights of whoever runs the tests."""
+    return Daemon(Path(tempfile.mkdtemp(prefix="sandboxd-test-")), image_dir)
+
+
+def daemon_as_user(image_dir: Path) -> Daemon:
+    return Daemon(ordinary_user.daemon_directory(), image_dir, prefix=ordinary_user.prefix())
 
 
 @pytest.fixture(scope="session")
-def rootless_daemon(image_dir: Path) -> Iterator[Daemon]:
-    """A daemon of an ordinary user, with that user's own images."""
-    if os.geteuid() != 0:
-        pytest.skip("makes a user of its own, which takes root; root_daemon runs without root then")
-    with ordinary_user.home() as home:
-        images = ordinary_user.images(image_dir)
-        with running(Path(tempfile.mkdtemp(dir=home)), images, user=ordinary_user.NAME) as daemon:
-            yield daemon
+def root_daemon(image_dir: Path) -> Iterator[Daemon]:
+    with running(daemon_as_root(image_dir)) as daemon:
+        yield warm(daemon)
 
 
-@pytest.fixture(params=["as root", "as an ordinary user"])
+@pytest.fixture(scope="session")
+def rootless_daemon(user_image_dir: Path) -> Iterator[Daemon]:
+    with running(daemon_as_user(user_image_dir)) as daemon:
+        yield warm(daemon)
+
+
+def warm(daemon: Daemon) -> Daemon:
+    """Let it open what it opens once: its fork server, its threads' wake-up descriptors."""
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "true")
+    daemon.delete(sandbox)
+    return daemon
+
+
+@pytest.fixture(params=SHARED, ids=WHOSE)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """The same test for both front doors. The sandboxes a test leaves are deleted."""
-    shared: Daemon = request.getfixturevalue("root_daemon" if request.param == "as root" else "rootless_daemon")
+    """The same test for both front doors, and on a daemon that has served others before.
+
+    The sandboxes a test leaves are deleted; then the daemon holds no descriptor more than before the test, and
+    every witness agrees that there is nothing.
+    """
+    shared: Daemon = request.getfixturevalue(request.param)
+    before = census.descriptors(shared.pid)
     yield shared
+    assert shared.alive, shared.log
     shared.delete_all()
+    assert witnesses.disagreement(shared) == {}
+    assert witnesses.settled(lambda: _more_descriptors(shared, before)) == {}
+
+
+def _more_descriptors(daemon: Daemon, before: "census.Counter[str]") -> dict[str, tuple[list[str], list[str]]]:
+    more = census.descriptors(daemon.pid) - before
+    return {"descriptors": (sorted(more.elements()), [])} if more else {}
+
+
+@pytest.fixture(params=WHOSE)
+def own_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon for one test alone, not yet started: to be configured, killed, started again. For both front doors."""
+    if request.param == WHOSE[0]:
+        fresh = daemon_as_root(request.getfixturevalue("image_dir"))
+    else:
+        fresh = daemon_as_user(request.getfixturevalue("user_image_dir"))
+    try:
+        yield fresh
+    finally:
+        fresh.sweep()
 
 
 @pytest.fixture
-def own_daemon(image_dir: Path) -> Iterator[Daemon]:
-    """A daemon for one test alone, not yet started: to be configured, killed, started again."""
-    shared = Daemon(Path(tempfile.mkdtemp(prefix="sandboxd-test-")), image_dir)
+def own_root_daemon(image_dir: Path) -> Iterator[Daemon]:
+    """As own_daemon, where it makes no difference who runs it."""
+    fresh = daemon_as_root(image_dir)
     try:
-        yield shared
+        yield fresh
     finally:
-        shared.sweep()
+        fresh.sweep()

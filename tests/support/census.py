@@ -1,4 +1,9 @@
-"""What exists on this machine that only sandboxd makes: taken before and after each test, it must not have grown."""
+"""What exists on this machine that only this run of the tests makes: around each test, it must not have grown.
+
+Several runs, and a daemon in earnest, may share the machine, so everything is counted by whose it is: processes by a
+mark in their environment, which the daemon, its fork server and bwrap inherit; sandbox-init, which inherits nothing,
+by the id of a sandbox that we have seen; cgroups by the name of a daemon of ours.
+"""
 
 import os
 import time
@@ -7,14 +12,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-OURS = ("sandbox-init", "bwrap", "forkserver.py", "sandboxd", "linux.uml", "mmdebstrap")
+from sandboxd.isolation.bwrap import MARK
+
+RUN = "SANDBOXD_TEST_RUN"
 # The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
-SETTLE = 5.0
+SETTLE = 10.0
+
+cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
+"""cgroup directories that belong to this run; a daemon of the tests adds its own"""
+sandboxes: set[str] = set()
+"""ids of sandboxes that were this run's; every look at the processes adds those it sees"""
+
+
+def mark_this_run() -> None:
+    """Mark every process that this one starts from now on."""
+    os.environ[RUN] = f"{os.getpid()}.{time.monotonic_ns()}"
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    command: str
+    sandbox: str | None
+    """the sandbox whose bwrap or sandbox-init it is"""
 
 
 @dataclass(frozen=True)
 class Census:
-    processes: frozenset[tuple[int, str]] = frozenset()
+    processes: frozenset[Process] = frozenset()
     mounts: Counter[str] = field(default_factory=Counter)
     cgroups: frozenset[str] = frozenset()
     descriptors: Counter[str] = field(default_factory=Counter)
@@ -22,7 +47,7 @@ class Census:
     def grown_since(self, before: "Census") -> dict[str, list[str]]:
         """What is here now and was not then, by kind; empty if nothing is."""
         grown = {
-            "processes": [f"{pid} {command}" for pid, command in sorted(self.processes - before.processes)],
+            "processes": [f"{process.pid} {process.command}" for process in self.processes - before.processes],
             "mounts": sorted((self.mounts - before.mounts).elements()),
             "cgroups": sorted(self.cgroups - before.cgroups),
             "descriptors": sorted((self.descriptors - before.descriptors).elements()),
@@ -31,7 +56,12 @@ class Census:
 
 
 def take() -> Census:
-    return Census(frozenset(_processes()), Counter(_mounts()), frozenset(_cgroups()), Counter(_descriptors()))
+    return Census(
+        processes=frozenset(processes()),
+        mounts=Counter(_mounts()),
+        cgroups=frozenset(_cgroups()),
+        descriptors=descriptors("self"),
+    )
 
 
 def settled_growth(before: Census) -> dict[str, list[str]]:
@@ -42,15 +72,33 @@ def settled_growth(before: Census) -> dict[str, list[str]]:
     return grown
 
 
-def _processes() -> Iterator[tuple[int, str]]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if any(name in words for name in OURS) and "pytest" not in words:
-                yield int(entry), words[:120]
+def processes() -> Iterator[Process]:
+    """The processes of this run, all of this one's descendants and the sandboxes' that have left the family."""
+    found = [(int(entry), *_described(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
+    sandboxes.update(sandbox for _, _, sandbox, ours in found if sandbox and ours)
+    for pid, command, sandbox, ours in found:
+        if (ours or sandbox in sandboxes) and command and pid != os.getpid():
+            yield Process(pid, command, sandbox)
+
+
+def _described(pid: str) -> tuple[str, str | None, bool]:
+    """Command line (empty for a zombie), sandbox, and whether it carries this run's mark."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return "", None, False
+    command = b" ".join(words).decode(errors="replace")[:120]
+    ours = f"{RUN}={os.environ.get(RUN)}".encode() in environment
+    return command, _sandbox(words, environment), ours
+
+
+def _sandbox(words: list[bytes], environment: list[bytes]) -> str | None:
+    mark = MARK.encode()
+    if mark in words[:-1]:
+        return words[words.index(mark) + 1].decode(errors="replace")
+    named = [entry for entry in environment if entry.startswith(mark + b"=")]
+    return named[0].partition(b"=")[2].decode(errors="replace") if named else None
 
 
 def _mounts() -> Iterator[str]:
@@ -59,20 +107,22 @@ def _mounts() -> Iterator[str]:
 
 
 def _cgroups() -> Iterator[str]:
-    root = next((place for place in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if _is_v2(place)), None)
-    if root is not None:
-        for path, names, _ in os.walk(root):
-            yield from (os.path.join(path, name) for name in names if "/sandboxd-" in os.path.join(path, name))
+    for top in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
+        if (top / "cgroup.controllers").exists():
+            for path, names, _ in os.walk(top):
+                yield from (f"{path}/{name}" for name in names if not cgroup_names.isdisjoint(Path(path, name).parts))
+            return
 
 
-def _is_v2(place: Path) -> bool:
-    return (place / "cgroup.procs").exists() and (place / "cgroup.controllers").exists()
+def descriptors(pid: int | str) -> Counter[str]:
+    """A process's open files, counted by what they are."""
+    return Counter(_descriptors(pid))
 
 
-def _descriptors() -> Iterator[str]:
-    for entry in os.listdir("/proc/self/fd"):
+def _descriptors(pid: int | str) -> Iterator[str]:
+    for entry in os.listdir(f"/proc/{pid}/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            target = os.readlink(f"/proc/{pid}/fd/{entry}")
         except OSError:
             continue
         # Numbers in names (socket:[123]) differ from one to the next; what counts is how many there are of a kind.

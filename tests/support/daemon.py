@@ -1,12 +1,10 @@
 """A real daemon as a process of its own, for tests: started, spoken to, killed, started again, swept away."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
-import pwd
-import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sandboxd.kernel.cgroup_tree import discover_cgroups
+from sandboxd.kernel.cgroups import Cgroup
+from tests.support import census
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 START_LIMIT = 60.0
 STOP_LIMIT = 30.0
 
@@ -40,14 +43,22 @@ class UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        # A path may be longer than an address: reach it through a descriptor of its directory.
-        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:
-            self.sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
-        finally:
-            os.close(directory)
+        self.sock = connect_unix(self._path, limit=float(self.timeout or 0))
+
+
+def connect_unix(path: Path, *, limit: float) -> socket.socket:
+    """Connect to a Unix socket whose path may be longer than an address: through a descriptor of its directory."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(limit)
+        sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(directory)
+    return sock
 
 
 @dataclass
@@ -56,44 +67,73 @@ class Daemon:
 
     root: Path
     image_dir: Path
-    user: str | None = None
-    """run as this user instead of the current one"""
+    prefix: tuple[str, ...] = ()
+    """put before the command: to run it as another user, or in another mount namespace"""
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
+    """passed on to it"""
     process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        census.cgroup_names.add(self.cgroup_name)
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def runtime(self) -> Path:
+        return self.root / "run"
 
     @property
     def socket(self) -> Path:
-        return self.root / "run" / "sandboxd.sock"
+        return self.runtime / "sandboxd.sock"
 
     @property
     def log(self) -> str:
         return (self.root / "log").read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def cgroup_name(self) -> str:
+        """What it calls its directory in the cgroup tree."""
+        return "sandboxd-" + hashlib.sha256(os.fsencode(self.state.resolve())).hexdigest()[:12]
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """A command line of the `sandboxd` program as this daemon's user, and its environment."""
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **self.environment}
+        return [*self.prefix, sys.executable, "-m", "sandboxd", *arguments], environment
+
     def launch(self) -> None:
         """Start it without waiting until it serves."""
-        command = [
-            sys.executable, "-m", "sandboxd", "serve",
-            "--state-dir", str(self.root / "state"), "--runtime-dir", str(self.root / "run"),
+        command, environment = self.command(
+            "serve",
+            "--state-dir", str(self.state), "--runtime-dir", str(self.runtime),
             "--image-dir", str(self.image_dir), *self.options,
-        ]  # fmt: skip
-        identity: dict[str, Any] = {}
-        environment = {**os.environ, **self.environment}
-        if self.user is not None:
-            entry = pwd.getpwnam(self.user)
-            identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-            environment |= {"HOME": entry.pw_dir, "USER": self.user}
-            environment.pop("XDG_RUNTIME_DIR", None)
+        )  # fmt: skip
         with open(self.root / "log", "ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.root, **identity
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.root,
+                pass_fds=self.descriptors,
             )
 
     def start(self) -> "Daemon":
         self.launch()
         deadline = time.monotonic() + START_LIMIT
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 if self.call("GET", "/v1/health").status == 200:
                     return self
             assert self.process is not None
@@ -101,8 +141,47 @@ class Daemon:
                 raise AssertionError(f"the daemon did not start:\n{self.log}")
             time.sleep(0.01)
 
-    def connect(self) -> UnixConnection:
-        return UnixConnection(self.socket)
+    def wait(self, limit: float = STOP_LIMIT) -> int:
+        """Until the process ended; its status."""
+        assert self.process is not None
+        status = self.process.wait(limit)
+        self.process = None
+        return status
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def sweep(self) -> None:
+        """End everything, whatever state it is in, and remove its files. Raises: AssertionError if it cannot."""
+        self.environment.pop("SANDBOXD_CRASH_AT", None)
+        try:
+            if not self.alive:
+                self.start()
+            self.delete_all()
+            self.stop()
+        finally:
+            if self.alive:
+                self.kill()
+            remove_cgroup(self.cgroup_name)
+            subprocess.run(["rm", "-rf", str(self.root)], check=True)
+
+    # -- the API --------------------------------------------------------------------------------------------------
+
+    def connect(self, *, limit: float = 60) -> UnixConnection:
+        return UnixConnection(self.socket, limit=limit)
 
     def call(
         self, method: str, path: str, body: Any = None, *, data: bytes | None = None, headers: Mapping[str, str] = {}
@@ -119,63 +198,47 @@ class Daemon:
         assert answer.status == 201, answer.data
         return str(answer.json["id"])
 
+    def view(self, sandbox: str) -> Any:
+        answer = self.call("GET", f"/v1/sandboxes/{sandbox}")
+        assert answer.status == 200, answer.data
+        return answer.json
+
+    def views(self, query: str = "limit=1000") -> list[Any]:
+        answer = self.call("GET", f"/v1/sandboxes?{query}")
+        assert answer.status == 200, answer.data
+        return list(answer.json["sandboxes"])
+
+    def delete(self, sandbox: str) -> None:
+        answer = self.call("DELETE", f"/v1/sandboxes/{sandbox}")
+        assert answer.status == 200, answer.data
+
+    def delete_all(self) -> None:
+        """Sandboxes that end by themselves meanwhile are as good as deleted."""
+        for sandbox in self.views():
+            assert self.call("DELETE", f"/v1/sandboxes/{sandbox['id']}").status in {200, 404}
+
     def shell(self, sandbox: str, cmd: str, **body: Any) -> Any:
+        """Run a command to its end; its result."""
         answer = self.call("POST", f"/v1/sandboxes/{sandbox}/shell", {"cmd": cmd, **body})
         assert answer.status == 200, answer.data
         return answer.json
 
-    def delete_all(self) -> None:
-        for sandbox in self.call("GET", "/v1/sandboxes?limit=1000").json["sandboxes"]:
-            self.call("DELETE", f"/v1/sandboxes/{sandbox['id']}")
-
-    def wait(self, limit: float = STOP_LIMIT) -> int:
-        """Until the process ended; its status."""
-        assert self.process is not None
-        status = self.process.wait(limit)
-        self.process = None
-        return status
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.wait()
-
-    def sweep(self) -> None:
-        """End everything, whatever state it is in, and remove its files."""
-        try:
-            if self.process is None or self.process.poll() is not None:
-                self.environment.pop("SANDBOXD_CRASH_AT", None)
-                self.start()
-            self.delete_all()
-            self.stop()
-        finally:
-            if self.process is not None:
-                self.kill()
-            remove_cgroup_of(self.root / "state")
-            subprocess.run(["rm", "-rf", str(self.root)], check=True)
+    def events(self, sandbox: str) -> list[str]:
+        """The kinds of what has happened to a sandbox, in order."""
+        found = self.call("GET", f"/v1/events?after=0&limit=1000&sandbox={sandbox}").json["events"]
+        return [event["kind"] for event in found]
 
 
-def remove_cgroup_of(state_dir: Path) -> None:
+def remove_cgroup(name: str) -> None:
     """A daemon keeps its (empty) cgroup directory for its next start; a test's daemon has none."""
-    import hashlib
-
-    from sandboxd.kernel.cgroup_tree import discover_cgroups
-    from sandboxd.kernel.cgroups import Cgroup
-
     root = discover_cgroups().root
-    if root is not None:
-        name = hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:12]
-        Cgroup(root / f"sandboxd-{name}").remove()
+    if root is not None and (root / name).exists():
+        Cgroup(root / name).remove()
 
 
 @contextlib.contextmanager
-def running(root: Path, image_dir: Path, **how: Any) -> Iterator[Daemon]:
-    daemon = Daemon(root, image_dir, **how)
+def running(daemon: Daemon) -> Iterator[Daemon]:
+    """Start it, and sweep it away with the block."""
     try:
         yield daemon.start()
     finally:

@@ -1,58 +1,72 @@
 """An ordinary user of this machine with subordinate ids, made for the tests and kept between runs for its images."""
 
-import contextlib
 import json
 import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 
+from sandboxd.kernel.userns import IDS_PER_RANGE
+
 NAME = "sandboxd-test"
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-@contextlib.contextmanager
-def home() -> Iterator[Path]:
-    """A directory of the user's, which the rest of the path lets it reach."""
-    ensure()
-    directory = Path(pwd.getpwnam(NAME).pw_dir)
-    as_user(["mkdir", "-p", str(directory / "daemons")])
-    yield directory / "daemons"
-
-
-def ensure() -> None:
+def home() -> Path:
+    """A directory of the user's, which the rest of the path lets it reach. The user is made if it is not there."""
     try:
-        pwd.getpwnam(NAME)
+        entry = pwd.getpwnam(NAME)
     except KeyError:
         # useradd hands out subordinate ids by itself; a system user would get none.
         subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", NAME], check=True, capture_output=True)
-    os.chmod(pwd.getpwnam(NAME).pw_dir, 0o755)
+        entry = pwd.getpwnam(NAME)
+    os.chmod(entry.pw_dir, 0o755)
+    return Path(entry.pw_dir)
 
 
-def as_user(command: list[str], **how: object) -> subprocess.CompletedProcess[bytes]:
+def subordinate_ids() -> range:
+    """The host ids of everything that runs in this user's sandboxes."""
+    for line in Path("/etc/subuid").read_text().splitlines():
+        owner, first, _ = line.split(":")
+        if owner == NAME:
+            return range(int(first), int(first) + IDS_PER_RANGE)
+    return range(0)
+
+
+def prefix() -> tuple[str, ...]:
+    """What to put before a command so that it runs as this user, able to reach the checkout and the interpreter."""
+    script = str(CHECKOUT / "tests" / "support" / "as_user.py")
+    return (sys.executable, "-I", "-S", script, NAME, str(CHECKOUT), sys.prefix, sys.base_prefix, "--")
+
+
+def run(command: list[str], *, stdin: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as this user, to its end. Raises: CalledProcessError."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run([*prefix(), *command], check=True, stdin=stdin, env=environment, cwd="/")
+
+
+def daemon_directory() -> Path:
+    """A fresh directory of this user's, for a daemon."""
+    directory = Path(tempfile.mkdtemp(prefix="daemon-", dir=home()))
     entry = pwd.getpwnam(NAME)
-    return subprocess.run(
-        command,
-        check=True,
-        user=entry.pw_uid,
-        group=entry.pw_gid,
-        extra_groups=[],
-        env={**os.environ, "HOME": entry.pw_dir, "USER": NAME},
-        **how,  # type: ignore[call-overload]
-    )
+    os.chown(directory, entry.pw_uid, entry.pw_gid)
+    return directory
 
 
 def images(built: Path) -> Path:
     """The user's image directory, with a copy of `base` that is made when root's has changed."""
-    own = Path(pwd.getpwnam(NAME).pw_dir) / "images"
+    own = home() / "images"
     source = built / "names.json"
-    mark = own.parent / "images-of"
+    mark = home() / "images-of"
     if not mark.exists() or mark.read_text() != source.read_text():
         digest = json.loads(source.read_text())["base"]
-        tree = subprocess.Popen(["tar", "-C", str(built / digest / "rootfs"), "-c", "."], stdout=subprocess.PIPE)
-        as_user([sys.executable, "-c", _IMPORT, str(own), str(built / digest / "image.json")], stdin=tree.stdout)
-        assert tree.wait() == 0
+        with subprocess.Popen(
+            ["tar", "-C", str(built / digest / "rootfs"), "-c", "."], stdout=subprocess.PIPE
+        ) as tree:
+            run([sys.executable, "-c", _IMPORT, str(own)], stdin=tree.stdout.fileno() if tree.stdout else None)
+        assert tree.returncode == 0
         mark.write_text(source.read_text())
     return own
 
