@@ -11,8 +11,8 @@ Extends Quart at its class attributes. What differs from quart-trio as shipped:
 
 import json
 import math
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
@@ -26,10 +26,12 @@ from werkzeug.exceptions import RequestTimeout
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from sandboxd.errors import InvalidRequest, TooLarge
+from sandboxd.http.exchange import BODY_FOLLOWS
 from sandboxd.http.stack import (
     ASGIReceiveCallable,
     ASGISendCallable,
     ASGIWebsocketConnection,
+    DataBody,
     HTTPScope,
     QuartTrio,
     TrioASGIHTTPConnection,
@@ -78,9 +80,15 @@ class PacedBody(TrioBody):
         self._receive = receive
         self._timeout = math.inf if timeout is None else timeout
 
+    def expect_nothing(self) -> None:
+        """The request has no body."""
+        self._ended = True
+
     async def __anext__(self) -> bytes:
         while not self._ended:
-            if data := await self._pull():
+            with self._deadline():
+                data = await self._next()
+            if data:
                 return data
         raise StopAsyncIteration
 
@@ -93,10 +101,11 @@ class PacedBody(TrioBody):
             if (self._expected or 0) > limit:
                 self._refuse(limit)
             parts = []
-            async for data in self:
-                parts.append(data)
-                if self._received > limit:
-                    self._refuse(limit)
+            with self._deadline():
+                while not self._ended:
+                    parts.append(await self._next())
+                    if self._received > limit:
+                        self._refuse(limit)
             self._whole = b"".join(parts)
         return self._whole
 
@@ -105,18 +114,27 @@ class PacedBody(TrioBody):
         limit = self._received + DRAIN_BYTES
         with trio.move_on_after(DRAIN_SECONDS):
             while not (self._ended or self.is_long or self._received > limit):
-                await self._pull()
+                await self._next()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been read."""
+        return self._ended
 
     @property
     def is_long(self) -> bool:
         """Whether more is known to come than `drain` would take."""
         return self._expected is not None and self._expected - self._received > DRAIN_BYTES
 
-    async def _pull(self) -> bytes:
+    @contextmanager
+    def _deadline(self) -> Iterator[None]:
         with trio.move_on_after(self._timeout) as timer:
-            message = cast("dict[str, Any]", await self._receive())
+            yield
         if timer.cancelled_caught:
-            raise RequestTimeout(f"cannot read the request body: nothing came for {self._timeout:g} s")
+            raise RequestTimeout(f"cannot read the request body: it did not come within {self._timeout:g} s")
+
+    async def _next(self) -> bytes:
+        message = cast("dict[str, Any]", await self._receive())
         self._ended = not message.get("more_body", False)
         data: bytes = message.get("body", b"")
         self._received += len(data)
@@ -153,6 +171,8 @@ class HttpConnection(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         request = cast("PacedRequest", self._create_request_from_scope(send))
         request.body.pull_from(receive, timeout=self.app.config["BODY_TIMEOUT"])
+        if self._has_no_body(request):
+            request.body.expect_nothing()
         response = await self.app.handle_request(request)
         await self._respond(request, response, send)
 
@@ -160,13 +180,26 @@ class HttpConnection(TrioASGIHTTPConnection):
         headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
         if request.body.is_long and request.http_version < "2":
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        start: Any = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+        data = _in_memory(response)
+        if data is not None and request.body.ended:
+            start[BODY_FOLLOWS] = True
+            await send(start)
+            await send({"type": "http.response.body", "body": data, "more_body": False})
+            return
+        await send(start)
         # A handler that streams may have no end; for HEAD hypercorn would drop it piece by piece.
         if request.method != "HEAD":
             await self._send_body(response, send)
         if request.http_version < "2":  # an HTTP/2 stream ends without its neighbours
             await request.body.drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _has_no_body(self, request: PacedRequest) -> bool:
+        """HTTP/1 announces a body; in HTTP/2 the end of the stream tells."""
+        headers = request.headers
+        announced = "content-length" in headers or "transfer-encoding" in headers
+        return request.http_version < "2" and not announced
 
     async def _send_body(self, response: ResponseTypes, send: ASGISendCallable) -> None:
         if isinstance(response, WerkzeugResponse):
@@ -177,6 +210,14 @@ class HttpConnection(TrioASGIHTTPConnection):
             async for chunk in chunks:
                 data = chunk.encode() if isinstance(chunk, str) else chunk
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _in_memory(response: ResponseTypes) -> bytes | None:
+    """The whole body of a response, if it is there already."""
+    if isinstance(response, WerkzeugResponse):
+        return response.get_data()
+    body = response.response
+    return body.data[body.begin : body.end] if isinstance(body, DataBody) else None
 
 
 class HandlerWebsocket(TrioWebsocket):

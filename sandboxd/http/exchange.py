@@ -8,7 +8,7 @@ bytes, forgets everything once the application has finished, and a disconnect ov
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import trio
 
@@ -36,7 +36,20 @@ DISCONNECT_GRACE = 2.0
 # waits for nothing, and neither does sending to a peer who has left: a loop that does it would stop the daemon.
 TIME_SLICE = 0.002
 
+# A key in the message that starts a response: its body follows at once. Other ASGI servers ignore it.
+BODY_FOLLOWS = "sandboxd.body_follows"
+
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
+
+
+class Output(Protocol):
+    """The connection's outgoing bytes, as far as an exchange decides when they leave."""
+
+    def cork(self) -> None:
+        """Collect what is sent from now on."""
+
+    def uncork(self) -> None:
+        """Let it go, in one system call where possible."""
 
 
 class PeerGoneError(Exception):
@@ -50,8 +63,9 @@ class Exchange:
     then on it is hypercorn that works in the application's task, preparing the connection for what comes next.
     """
 
-    def __init__(self, send: AppSend, *, hung_up: Callable[[], bool]) -> None:
+    def __init__(self, send: AppSend, *, hung_up: Callable[[], bool], output: Output | None) -> None:
         self._deliver = send
+        self._output = output
         self._hung_up = hung_up
         self._queue: deque[ASGIReceiveEvent] = deque()
         self._queued_bytes = 0
@@ -74,6 +88,8 @@ class Exchange:
             self._queue.clear()
             self._room.unpark_all()
         await self._deliver(None)
+        if self._output is not None:
+            self._output.uncork()
 
     async def put(self, event: ASGIReceiveEvent) -> None:
         """Queue `event`, waiting for room if need be. Raises `PeerGoneError` if the peer left meanwhile."""
@@ -107,7 +123,18 @@ class Exchange:
     async def _send(self, message: ASGISendEvent) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._ending = True
-        await self._deliver(message)
+        if self._output is None:
+            await self._deliver(message)
+        elif BODY_FOLLOWS in message:
+            self._output.cork()
+            await self._deliver(message)
+            return
+        elif self._ending or message["type"] == "websocket.send":
+            self._output.cork()
+            await self._deliver(message)
+            self._output.uncork()
+        else:
+            await self._deliver(message)
         if trio.current_time() > self._yield_after:
             await trio.lowlevel.checkpoint()
             self._yield_after = trio.current_time() + TIME_SLICE
@@ -130,19 +157,22 @@ class ExchangeTasks:
         applications: trio.Nursery,
         helpers: trio.Nursery,
         hung_up: Callable[[], bool],
+        output: Output,
         on_websocket: Callable[[], None],
     ) -> None:
         self._applications = applications
         self._helpers = helpers
         self._hung_up = hung_up
+        self._output = output
         self._on_websocket = on_websocket
 
     async def spawn_app(
         self, app: ASGIFramework, config: HypercornConfig, scope: Scope, send: AppSend
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        if scope["type"] == "websocket" and scope["http_version"] != "2":
+        alone = cast("Any", scope)["http_version"] < "2"
+        if alone and scope["type"] == "websocket":
             self._on_websocket()
-        exchange = Exchange(send, hung_up=self._hung_up)
+        exchange = Exchange(send, hung_up=self._hung_up, output=self._output if alone else None)
         self._applications.start_soon(exchange.run, app, scope, name=_describe(scope))
         return exchange.put
 

@@ -10,8 +10,10 @@ This replaces hypercorn's `TCPServer`. Differences that matter:
 - The idle limit is a deadline, not two tasks started and cancelled for every request.
 """
 
+import contextlib
 import logging
 import math
+import os
 import select
 import socket
 from collections import deque
@@ -91,6 +93,8 @@ class Transport:
 
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
+        self._corked = False
+        self._writing = False
         self._output_added = trio.lowlevel.ParkingLot()
         self._output_taken = trio.lowlevel.ParkingLot()
 
@@ -141,6 +145,7 @@ class Transport:
             applications=applications,
             helpers=helpers,
             hung_up=self._peer_hung_up,
+            output=self,
             on_websocket=self._expect_pongs,
         )
         context = ProtocolContext(
@@ -206,6 +211,7 @@ class Transport:
         if isinstance(event, RawData):
             self._enqueue(event.data)
             while self._unsent_bytes > UNSENT_BYTES:
+                self._output_added.unpark_all()
                 await self._output_taken.park()
         elif isinstance(event, Updated):
             if event.idle:
@@ -245,6 +251,25 @@ class Transport:
         if data and not (self._lost or self._written.is_set()):
             self._unsent.append(data)
             self._unsent_bytes += len(data)
+            if not self._corked:
+                self._output_added.unpark_all()
+
+    def cork(self) -> None:
+        self._corked = True
+
+    def uncork(self) -> None:
+        """Write here and now what the socket takes: waking the writer for a small response costs more than it."""
+        self._corked = False
+        if not self._unsent:
+            return
+        if not (self._tls or self._writing):
+            data = b"".join(self._unsent)
+            with contextlib.suppress(OSError):  # full, or broken: the writer will see
+                data = data[os.write(self._socket.fileno(), data) :]
+            self._unsent = deque([data] if data else [])
+            self._unsent_bytes = len(data)
+            self._output_taken.unpark_all()
+        if self._unsent:
             self._output_added.unpark_all()
 
     async def _write_all(self) -> None:
@@ -263,7 +288,9 @@ class Transport:
     async def _write_some(self) -> None:
         data = self._unsent.popleft() if len(self._unsent) == 1 else b"".join(self._unsent)
         self._unsent.clear()
+        self._writing = True
         await self._stream.send_all(data)
+        self._writing = False
         self._unsent_bytes = sum(map(len, self._unsent))
         self._output_taken.unpark_all()
 
