@@ -4,8 +4,6 @@ our stdin ──► send_stdin         waits for the command's window: a slow co
 our stdout, stderr ◄── receive   waits for our reader: `| less` slows the command
 """
 
-import os
-import select
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -13,14 +11,13 @@ from dataclasses import dataclass
 
 import trio
 
+from sandboxd.cli.descriptors import STDERR, STDIN, STDOUT, read_all, write_all
 from sandboxd.cli.output import complain
 from sandboxd.cli.runner import ungrouped
 from sandboxd.cli.signals import SignalRelay
 from sandboxd.cli.terminal import RawTerminal
 from sandboxd.client import Exec, Exited, Output, OutputLost
 
-STDIN, STDOUT, STDERR = 0, 1, 2
-READ_BYTES = 64 * 1024
 _DESCRIPTORS = {"stdout": STDOUT, "stderr": STDERR}
 
 EXIT_TIMED_OUT = 124  # as timeout(1) has it
@@ -75,7 +72,7 @@ async def _show_output(command: Exec) -> _Conclusion:
 
 async def _pump_stdin(command: Exec) -> None:
     try:
-        while data := await read_some(STDIN):
+        async for data in read_all(STDIN):
             await command.send_stdin(data)
         await command.close_stdin()
     except trio.BrokenResourceError:
@@ -104,37 +101,3 @@ def _conclude(conclusion: _Conclusion) -> int:
         complain(f"{conclusion.lost} bytes of output were lost")
         return EXIT_OUTPUT_LOST
     return exited.exit_code
-
-
-async def read_some(descriptor: int) -> bytes:
-    """Read what there is, at most `READ_BYTES`; `b""` at the end, and for a descriptor that is closed.
-
-    The descriptor stays in blocking mode: the mode belongs to everyone who shares it, the shell that started us too.
-    """
-    while True:
-        try:
-            await trio.lowlevel.wait_readable(descriptor)
-        except PermissionError:
-            await trio.lowlevel.checkpoint()  # epoll takes no regular files; those are always readable
-        except OSError:
-            return b""
-        try:
-            return os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            continue  # someone else made it non-blocking, and has read first
-        except OSError:
-            return b""  # a terminal that hung up
-
-
-async def write_all(descriptor: int, data: bytes) -> None:
-    """Write in a thread: a reader who pauses must not keep us from signals. Raises: BrokenPipeError."""
-    await trio.to_thread.run_sync(_write_all_blocking, descriptor, data, abandon_on_cancel=True)
-
-
-def _write_all_blocking(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:
-            select.select([], [descriptor], [])
