@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.uml.machine import CHECKOUT, DISK, Machine, UmlError, run_in_uml
+from tests.uml.machine import CHECKOUT, COPIED, DISK, Machine, UmlError, run_in_uml
 
 pytestmark = pytest.mark.needs_uml
 
@@ -82,6 +82,28 @@ def test_the_host_is_visible_and_cannot_be_changed() -> None:
         "overlay",
     ]
     assert result.returncode == 0
+
+
+def test_a_copied_directory_keeps_its_owners_and_modes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = tmp_path_factory.mktemp("source")
+    (source / "file").write_text("content")
+    (source / "link").symlink_to("nowhere")
+    if os.geteuid() == 0:
+        os.chown(source / "file", 1234, 5678)
+    (source / "file").chmod(0o4751)
+    owner = (source / "file").stat()
+    script = f"""
+        cd {COPIED}
+        stat -c '%u %g %a %s' file
+        readlink link
+        cat file; echo
+        rm file && echo writable
+        echo $TMPDIR
+        """
+    result = run_in_uml(["sh", "-c", script], timeout=BOOT_LIMIT, copied=source)
+    identity = f"{owner.st_uid} {owner.st_gid} 4751 7"
+    assert result.output.splitlines() == [identity, "nowhere", "content", "writable", f"{DISK}/tmp"]
+    assert (source / "file").exists()
 
 
 def test_lines_arrive_while_the_program_runs_and_its_end_takes_everything_along() -> None:
