@@ -32,7 +32,9 @@ STAGE = "/tmp"
 INIT_INSIDE = "/dev/sandbox-init"
 READY_LIMIT = 20.0
 LISTEN_BACKLOG = 128
-LOG_TAIL = 2000
+SAID_LIMIT = 2000
+
+HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
 # In bwrap's arguments and in sandbox-init's environment: finds a sandbox's processes where there are no cgroups.
 MARK = "SANDBOXD_SANDBOX"
@@ -94,13 +96,14 @@ class BwrapBackend:
             monitor = await self._start(plan, request, cgroup, error, info)
             try:
                 with trio.fail_after(READY_LIMIT):
-                    pid = await _init_pid(info, error)
+                    pid = await _init_pid(info)
                     return await _take_over(plan, pid, monitor, cgroup)
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await _undo(monitor, cgroup)
                 if isinstance(failure, OSError | ValueError | trio.TooSlowError | InitGone):
-                    raise _explained(plan, request, failure) from failure
+                    error.close_write_end()
+                    raise _explained(plan, request, await _said(error), failure) from failure
                 raise
 
     async def _start(
@@ -144,7 +147,11 @@ class BwrapBackend:
             mount_points=MOUNT_POINTS + targets,
             argv=self._argv(plan),
             descriptors=DESCRIPTORS + (("cgroup",) if in_cgroup else ()),
-            log=str(plan.log),
+            identity=(
+                ("etc/hostname", f"{plan.hostname}\n"),
+                ("etc/hosts", HOSTS.format(hostname=plan.hostname)),
+                ("etc/machine-id", f"{plan.machine_id}\n"),
+            ),
         )
 
     def _argv(self, plan: LaunchPlan) -> tuple[str, ...]:
@@ -231,13 +238,19 @@ def _listening_socket(path: Path) -> socket.socket:
     return listener
 
 
-async def _init_pid(info: _Pipe, error: _Pipe) -> int:
+async def _init_pid(info: _Pipe) -> int:
     """The host pid of sandbox-init, from what bwrap writes (`--info-fd`) the moment it has forked."""
     told = await info.read_all()
     if not told:
-        failure = await error.read_all()
-        raise OSError(failure.decode(errors="replace") or "bwrap ended before it started the sandbox")
+        raise OSError("bwrap ended before it started the sandbox")
     return int(json.loads(told)["child-pid"])
+
+
+async def _said(error: _Pipe) -> str:
+    """What the fork server's child, bwrap or sandbox-init said, once all of them are dead."""
+    with trio.move_on_after(1, shield=True):
+        return (await error.read_all())[-SAID_LIMIT:].decode(errors="replace").strip()
+    return ""
 
 
 async def _take_over(plan: LaunchPlan, pid: int, monitor: int, cgroup: Cgroup | None) -> RunningMachine:
@@ -269,13 +282,10 @@ async def _undo(monitor: int, cgroup: Cgroup | None) -> None:
             await remove_cgroup(cgroup)
 
 
-def _explained(plan: LaunchPlan, request: ForkRequest, failure: BaseException) -> LaunchFailed:
-    """The failure with what bwrap said and the complete command, so that a person can run it by hand."""
-    said = plan.log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip() if plan.log.exists() else ""
+def _explained(plan: LaunchPlan, request: ForkRequest, said: str, failure: BaseException) -> LaunchFailed:
+    """The failure with what was said and the complete command, so that a person can run it by hand."""
     reason = said or str(failure) or type(failure).__name__
-    return LaunchFailed(
-        f"cannot start sandbox {plan.sandbox}: {reason}", command=shlex.join(request.argv), log=str(plan.log)
-    )
+    return LaunchFailed(f"cannot start sandbox {plan.sandbox}: {reason}", command=shlex.join(request.argv))
 
 
 def _existing(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ MAX_REQUEST = 128 * 1024
 MAX_DESCRIPTORS = 16
 # Above every descriptor the child opens while it works, so that fixed numbers can be handed to the program.
 FIRST_PASSED = 200
+# Name of the layer on the stage that holds the sandbox's own hostname, machine-id, …
+IDENTITY = "i"
 
 
 def main(control: socket.socket) -> None:
@@ -113,7 +115,6 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     overlay.make_private()
-    log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     init = overlay.clone_tree(plan["init"], read_only=True)
     trees = [
         (overlay.clone_tree(source, userns=userns if idmapped else None), name)
@@ -124,7 +125,9 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
         overlay.attach(tree, name)
     root, root_id = plan["root"], plan["range_start"]
     with overlay.acting_as(root_id):
-        overlay.mount_overlay(plan["lowers"], plan["writable"], root, userxattr=not plan["idmapped"])
+        overlay.make_identity_layer(IDENTITY, plan["identity"])
+        lowers = [IDENTITY, *plan["lowers"]]
+        overlay.mount_overlay(lowers, plan["writable"], root, userxattr=not plan["idmapped"])
         overlay.check_mount_points(root, plan["mount_points"])
         devices.make_dev(f"{root}/dev", root_id=root_id)
     overlay.attach(init, f"{root}{plan['init_inside']}")
@@ -132,15 +135,16 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
         _write("/proc/self/oom_score_adj", "500")
     enter_userns(userns)
     os.umask(0o022)
-    _place_standard_streams(log)
+    _place_standard_streams(named["error"])
     placed = _pass_descriptors(named)
     argv = [placed.get(part, part) for part in plan["argv"]]
     os.execv(argv[0], argv)
 
 
-def _place_standard_streams(log: int) -> None:
+def _place_standard_streams(error: int) -> None:
+    """What bwrap and sandbox-init have to say goes where our own failure would; init lets go of it when it is up."""
     null = os.open("/dev/null", os.O_RDWR)
-    for target, source in ((0, null), (1, log), (2, log)):
+    for target, source in ((0, null), (1, null), (2, error)):
         os.dup2(source, target)
 
 

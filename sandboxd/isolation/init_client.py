@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from sandboxd.isolation.init_connection import Connection
+from sandboxd.isolation.init_connection import Connection, error_of
 from sandboxd.isolation.init_connection import InitError as InitError
 from sandboxd.isolation.init_connection import InitGone as InitGone
 from sandboxd.isolation.init_files import FileOperations
@@ -201,6 +201,8 @@ _EVENTS: Final[Mapping[Op, type[Gap | Exited | StdinAck | StdinClosed]]] = {
 def _event_of(frame: Frame) -> Event:
     if frame.op is Op.OUTPUT:
         return decode_output(frame.payload)
+    if frame.op is Op.ERROR:
+        raise error_of(frame)
     kind = _EVENTS.get(frame.op)
     if kind is None:
         raise WireError(f"cannot go on: {frame.op.name} from a command")

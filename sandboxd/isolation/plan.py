@@ -27,9 +27,10 @@ class LaunchPlan:
     writable: Path
     """directory holding `upper` and `work`"""
     runtime: Path
-    """directory for the init socket and the launch log; only the daemon can reach it"""
+    """directory for the init socket; only the daemon can reach it"""
     hostname: str
     boot_id: str
+    machine_id: str
     init: Path
     """the sandbox-init binary"""
     binds: tuple[Bind, ...] = ()
@@ -39,10 +40,6 @@ class LaunchPlan:
     @property
     def socket(self) -> Path:
         return self.runtime / "init.sock"
-
-    @property
-    def log(self) -> Path:
-        return self.runtime / "launch.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,8 @@ class ForkRequest:
     argv: tuple[str, ...]
     descriptors: tuple[str, ...]
     """what travels beside the request, in order; `{name}` in argv becomes the descriptor's number"""
-    log: str
+    identity: tuple[tuple[str, str], ...]
+    """path and contents of files that are this sandbox's own, in a layer above the image's"""
 
     def to_wire(self) -> dict[str, Any]:
         wire = {name: getattr(self, name) for name in self.__slots__ if name != "mounts"}

@@ -8,7 +8,7 @@ nothing is mounted on the host, so nothing can be left mounted there, whoever di
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.syscalls import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
@@ -68,6 +68,19 @@ def acting_as(root_id: int) -> Iterator[None]:
     finally:
         syscalls.setfsuid(os.geteuid())
         syscalls.setfsgid(os.getegid())
+
+
+def make_identity_layer(path: str, files: Iterable[tuple[str, str]]) -> None:
+    """A layer with the files that make a sandbox itself. On the stage's tmpfs, so it is gone with the sandbox.
+
+    Above the image's layers, below the writable one: the sandbox may change these files, and a snapshot of the
+    writable layer does not carry them into a clone.
+    """
+    for name, text in files:
+        os.makedirs(os.path.dirname(f"{path}/{name}"), 0o755, exist_ok=True)
+        descriptor = os.open(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
 
 
 def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxattr: bool) -> None:

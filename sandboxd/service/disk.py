@@ -2,7 +2,7 @@
 
     <state>/sandboxes/<id>/upper   what the sandbox wrote; `work` beside it belongs to overlayfs
     <state>/trash/<id>             on its way out: renamed first, which is instant, and removed by a thread later
-    <runtime>/sandboxes/<id>/      sandbox-init's socket and the launch log
+    <runtime>/sandboxes/<id>/      sandbox-init's socket
 
 Nothing here opens a path inside `upper` once the sandbox has run, other than to remove it as a whole.
 """
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.kernel.overlay import UPPER, WORK
-
-HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +37,16 @@ class Disk:
     def paths(self, sandbox: str) -> SandboxDirectories:
         return SandboxDirectories(self._sandboxes / sandbox, self._runtime / sandbox)
 
-    def make(self, sandbox: str, *, hostname: str) -> SandboxDirectories:
-        """The directories of a new sandbox, and the files that give it an identity of its own."""
+    def make(self, sandbox: str) -> SandboxDirectories:
+        """The directories of a new sandbox."""
         paths = self.paths(sandbox)
-        paths.runtime.mkdir(mode=0o700)
-        paths.writable.mkdir(mode=0o700)
-        self._directory(paths.writable / UPPER)
-        self._directory(paths.writable / WORK)
-        etc = paths.writable / UPPER / "etc"
-        self._directory(etc)
-        self._file(etc / "hostname", hostname + "\n")
-        self._file(etc / "hosts", HOSTS.format(hostname=hostname))
-        self._file(etc / "machine-id", secrets.token_hex(16) + "\n", mode=0o444)
+        os.mkdir(paths.runtime, 0o700)
+        os.mkdir(paths.writable, 0o700)
+        for name in (UPPER, WORK):
+            directory = f"{paths.writable}/{name}"
+            os.mkdir(directory, 0o755)
+            if self._root_id:
+                os.chown(directory, self._root_id, self._root_id)
         return paths
 
     def discard(self, sandbox: str) -> None:
@@ -68,16 +64,3 @@ class Disk:
     def known(self) -> frozenset[str]:
         """Sandboxes that have files here, for the sweep at start-up."""
         return frozenset(entry.name for place in (self._sandboxes, self._runtime) for entry in os.scandir(place))
-
-    def _directory(self, path: Path) -> None:
-        path.mkdir(mode=0o755)
-        self._own(path)
-
-    def _file(self, path: Path, text: str, *, mode: int = 0o644) -> None:
-        path.write_text(text)
-        path.chmod(mode)
-        self._own(path)
-
-    def _own(self, path: Path) -> None:
-        if self._root_id:
-            os.chown(path, self._root_id, self._root_id)

@@ -171,7 +171,7 @@ class Sandboxes:
         sandbox, host = entry.sandbox, self._host
         await self._store.save(sandbox)
         crash_point("create:recorded")
-        paths = host.disk.make(sandbox.id, hostname=sandbox.spec.hostname)
+        paths = host.disk.make(sandbox.id)
         crash_point("create:directories")
         cgroup = self._make_cgroup(sandbox)
         crash_point("create:cgroup")
@@ -183,6 +183,7 @@ class Sandboxes:
             runtime=paths.runtime,
             hostname=sandbox.spec.hostname,
             boot_id=str(uuid.uuid4()),
+            machine_id=secrets.token_hex(16),
             init=host.init,
             binds=image.binds,
             hidden=image.hidden,
