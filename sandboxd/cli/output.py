@@ -1,17 +1,13 @@
 """Output: tables for people, JSON for programs, errors as one sentence on stderr."""
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import click
 
 from sandboxd.cli.values import printable
-
-# Wide enough that nothing is cut where no terminal sets the width.
-UNBOUNDED_WIDTH = 10_000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 
@@ -24,9 +20,17 @@ class Failure(click.ClickException):
 
 
 class RunFailure(Failure):
-    """We failed, not the command that was to run: a status that few commands use themselves (as env(1), docker)."""
+    """We failed, not the command that was to run: statuses that few commands use themselves (as env(1), docker)."""
 
     exit_code = 125
+
+
+class NotExecutable(RunFailure):
+    exit_code = 126
+
+
+class NotFound(RunFailure):
+    exit_code = 127
 
 
 def complain(message: object) -> None:
@@ -44,14 +48,27 @@ def print_json_line(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A column whose name ends in ">" is aligned to the right."""
+    """A column whose name ends in ">" is aligned to the right. Cut to the width of a terminal, and only of one."""
+    if not sys.stdout.isatty():
+        for line in _plain_table(columns, [[printable(cell) for cell in row] for row in rows]):
+            click.echo(line)
+        return
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
-    Console(width=width, highlight=False, emoji=False).print(make_table(columns, rows))
+    Console(highlight=False, emoji=False).print(make_table(columns, rows))
+
+
+def _plain_table(columns: Sequence[str], rows: list[list[str]]) -> Iterator[str]:
+    lines = [[column.rstrip(">") for column in columns], *rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(columns, line, widths, strict=True)
+        padded = (cell.rjust(width) if column.endswith(">") else cell.ljust(width) for column, cell, width in cells)
+        yield "  ".join(padded).rstrip()
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
+    """A rich table, columns as for `print_table`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -70,8 +87,3 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         click.echo(f"{name:<{width}}  {value}")
-
-
-def is_terminal(descriptor: int) -> bool:
-    """False for a closed one, too."""
-    return os.isatty(descriptor)

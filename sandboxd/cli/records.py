@@ -9,7 +9,7 @@ import click
 
 from sandboxd.cli.output import json_option, print_json_line
 from sandboxd.cli.runner import SANDBOX, with_client
-from sandboxd.cli.values import printable
+from sandboxd.cli.values import printable, show_time
 from sandboxd.client import Event, LogRecord
 from sandboxd.client.models import Json
 
@@ -46,7 +46,7 @@ def events(follow: bool, tail: int | None, after: int | None, sandbox: str | Non
 
     def show(event: Event) -> None:
         details = " ".join(f"{name}={value}" for name, value in event.details.items())
-        click.echo(printable(f"{event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<8}  {event.sandbox}  {details}").rstrip())
+        click.echo(printable(f"{show_time(event.at)}  {event.kind:<8}  {event.sandbox}  {details}").rstrip())
 
     with_client(
         lambda client: print_records(
@@ -68,7 +68,7 @@ def log(follow: bool, tail: int | None, as_json: bool) -> None:
     """Show the daemon's latest log lines; with --follow, new ones too. --json prints one object per line."""
 
     def show(record: LogRecord) -> None:
-        click.echo(printable(f"{record.at:%Y-%m-%d %H:%M:%S}  {record.level:<7}  {record.logger}: {record.message}"))
+        click.echo(printable(f"{show_time(record.at)}  {record.level:<7}  {record.logger}: {record.message}"))
 
     with_client(
         lambda client: print_records(

@@ -1,5 +1,6 @@
 """run, exec, shell: commands joined to this process."""
 
+import errno
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,8 +21,8 @@ from sandboxd.cli.options import (
     user_option,
     workdir_option,
 )
-from sandboxd.cli.output import RunFailure, complain
-from sandboxd.cli.runner import SANDBOX, with_client
+from sandboxd.cli.output import Failure, NotExecutable, NotFound, RunFailure, complain
+from sandboxd.cli.runner import SANDBOX, explain, with_client
 from sandboxd.cli.signals import SignalRelay, under_signals
 from sandboxd.client import ApiError, Client, ClientError, Sandbox
 from sandboxd.client.api import Command
@@ -86,6 +87,9 @@ def exec_command(
 ) -> None:
     """Run a command in a sandbox. Exit status as for `run`; should this program end, the command does too."""
     joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=False)
+    command = command[1:] if command[0] == "--" else command  # click leaves it, since SANDBOX ended our options
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
 
     async def body(client: Client, relay: SignalRelay) -> int:
         return await run_joined(
@@ -116,7 +120,15 @@ def run_and_exit(body: Callable[[Client, SignalRelay], Awaitable[int]]) -> NoRet
     async def life(client: Client) -> int:
         return await under_signals(lambda relay: body(client, relay))
 
-    sys.exit(with_client(life, failure=RunFailure))
+    sys.exit(with_client(life, failure=not_run))
+
+
+def not_run(error: ClientError | OSError) -> Failure:
+    """A program that cannot be run is told by the status, as a shell does."""
+    kind: type[RunFailure] = RunFailure
+    if isinstance(error, ApiError) and error.kind == "program_not_found":
+        kind = NotExecutable if error.details.get("errno") == errno.EACCES else NotFound
+    return kind(explain(error))
 
 
 async def run_joined(

@@ -16,8 +16,22 @@ T = TypeVar("T")
 INTERRUPTED = 130
 
 
-def with_client(function: Callable[[Client], Awaitable[T]], *, failure: type[Failure] = Failure) -> T:
-    """Run `function` with a client of the daemon that was asked for. Raises: `failure` for the client's errors."""
+def failed(error: ClientError | OSError) -> Failure:
+    """What to tell a person about an error."""
+    return Failure(explain(error))
+
+
+def explain(error: ClientError | OSError) -> str:
+    if isinstance(error, ClientError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"cannot go on: {where}{error.strerror}"
+
+
+def with_client(
+    function: Callable[[Client], Awaitable[T]], *, failure: Callable[[ClientError | OSError], Failure] = failed
+) -> T:
+    """Run `function` with a client of the daemon that was asked for. Raises: what `failure` makes of an error."""
     ctx = click.get_current_context(silent=True)
     url = ctx.find_root().params.get("url") if ctx else None
 
@@ -28,8 +42,10 @@ def with_client(function: Callable[[Client], Awaitable[T]], *, failure: type[Fai
     try:
         with ungrouped():
             return trio.run(run)
-    except ClientError as error:
-        raise failure(str(error)) from error
+    except BrokenPipeError:
+        raise  # click ends quietly
+    except (ClientError, OSError) as error:
+        raise failure(error) from error
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

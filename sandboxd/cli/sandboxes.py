@@ -9,7 +9,7 @@ import trio
 from sandboxd.cli.options import sandbox_options, sandbox_wish
 from sandboxd.cli.output import complain, json_option, print_facts, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
-from sandboxd.cli.values import DURATION, Parsed, assignments_from, parse_lifetime, show_age, show_size
+from sandboxd.cli.values import DURATION, Parsed, assignments_from, parse_lifetime, show_age, show_size, show_time
 from sandboxd.client import Client, ClientError, Sandbox
 
 # Deleting waits for the kernel more than for us.
@@ -96,9 +96,9 @@ def _facts(sandbox: Sandbox) -> list[tuple[str, object]]:
         ("user", sandbox.user),
         ("workdir", sandbox.workdir),
         ("hostname", sandbox.hostname),
-        ("created", sandbox.created_at),
-        ("ends", sandbox.end_at),
-        ("ended", sandbox.ended_at),
+        ("created", show_time(sandbox.created_at)),
+        ("ends", sandbox.end_at and show_time(sandbox.end_at)),
+        ("ended", sandbox.ended_at and show_time(sandbox.ended_at)),
         ("end reason", sandbox.end_reason),
         *((name, show_size(value) if name.endswith(("bytes", "bps")) else value) for name, value in named),
         *((f"env {name}", value) for name, value in sandbox.env.items()),

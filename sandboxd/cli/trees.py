@@ -7,7 +7,6 @@ entries leads out of it. Symbolic links are kept as they are: nothing here ever 
 """
 
 import os
-import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -57,6 +56,7 @@ class TreeFiller:
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parent: tuple[tuple[bytes, ...], int] = ((), os.dup(self._root))
         self._directory_modes: dict[tuple[bytes, ...], int] = {}
+        self._permissions = 0o777 & ~current_umask()
         self.skipped: Skipped = Counter()
 
     def __enter__(self) -> Self:
@@ -155,14 +155,13 @@ class TreeFiller:
 
     def _mode(self, mode: int) -> int:
         """Permissions only: no setuid bit comes out of a sandbox."""
-        return stat.S_IMODE(mode) & 0o777 & ~current_umask()
+        return mode & self._permissions
 
 
 def current_umask() -> int:
-    """It can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """umask(2) tells it only by changing it, under the feet of other threads."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
 
 
 def _components(path: bytes) -> tuple[bytes, ...]:

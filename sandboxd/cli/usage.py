@@ -28,8 +28,8 @@ def metrics(sandbox: str, as_json: bool) -> None:
         return
     print_facts(
         [
-            ("cpu", _percent(measured.cpu_pct)),
-            ("memory", f"{_memory(measured)} ({_percent(measured.mem_pct)})"),
+            ("cpu", f"{_percent(measured.cpu_pct)} %"),
+            ("memory", f"{_memory(measured)} ({_percent(measured.mem_pct)} %)"),
             ("processes", measured.pids),
             ("network in", show_size(measured.net_rx_bytes)),
             ("network out", show_size(measured.net_tx_bytes)),

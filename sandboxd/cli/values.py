@@ -121,6 +121,11 @@ def show_age(moment: datetime | None) -> str:
     return "-" if moment is None else show_seconds(abs((datetime.now(UTC) - moment).total_seconds()))
 
 
+def show_time(moment: datetime | None) -> str:
+    """In the reader's own time zone."""
+    return "-" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
 def printable(text: object) -> str:
     """Text that came over the wire, safe for a terminal: control characters, escapes above all, made visible."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
