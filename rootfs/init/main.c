@@ -23,6 +23,7 @@
 #include "reaper.h"
 #include "spawn.h"
 #include "sudo.h"
+#include "users.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -105,6 +106,7 @@ int main(int argc, char **argv)
 
     int listener = parse_arguments(argc, argv);
     hide();
+    trim_capabilities();
     close_all_but(&listener, 1);
     fcntl(listener, F_SETFD, FD_CLOEXEC);
     raise_descriptor_limit();

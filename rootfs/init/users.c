@@ -262,6 +262,21 @@ static void drop_inheritable_capabilities(void)
         continue;
 }
 
+void trim_capabilities(void)
+{
+    struct capability_header header = {.version = CAPABILITY_VERSION_3};
+    struct capability_sets sets[2] = {{0}};
+    if (syscall(SYS_capget, &header, sets) < 0)
+        return;
+    for (unsigned long capability = 0; capability < 64; capability++) {
+        if ((sets[capability / 32].permitted & 1U << capability % 32) == 0)
+            prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+    }
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    sets[0].inheritable = sets[1].inheritable = 0;
+    syscall(SYS_capset, &header, sets);
+}
+
 int user_become(const struct user *user, struct failure *failure)
 {
     uid_t uid = geteuid();

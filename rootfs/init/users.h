@@ -38,4 +38,8 @@ int gid_from_text(const char *text, gid_t *, struct failure *);
 void uid_to_name(uid_t, char name[static MAX_NAME]);
 void gid_to_name(gid_t, char name[static MAX_NAME]);
 
+/* What the launcher left in the other sets goes, so that no command has more in any set than init has in the permitted
+ * one: bwrap as root leaves the bounding set full and passes capabilities on by the ambient and inheritable sets. */
+void trim_capabilities(void);
+
 #endif
