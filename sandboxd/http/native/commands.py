@@ -4,12 +4,14 @@ import base64
 import codecs
 import json
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import trio
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
 from sandboxd.http.native.schemas import (
     Encoding,
+    ErrorBody,
     ExecPlain,
     ExecResize,
     ExecSignal,
@@ -70,7 +72,12 @@ async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, N
                         yield event
                 nursery.cancel_scope.cancel("the command ended")
     except SandboxdError as error:
-        yield ServerSentEvent.of({"error": error.message, "kind": error.kind}, event="error")
+        yield ServerSentEvent.of(_error_facts(error), event="error")
+
+
+def _error_facts(error: SandboxdError) -> dict[str, Any]:
+    """What the body of a refused request would say."""
+    return ErrorBody(error=error.message, kind=error.kind, details=error.facts).model_dump(mode="json")
 
 
 class _OutputEncoder:
@@ -125,9 +132,7 @@ async def exec_websocket(call: Call, sandbox: str) -> None:
                     await exec_session.report()
                     nursery.cancel_scope.cancel("the command ended")
         except SandboxdError as error:
-            await session.send(
-                to_json({"type": "error", "error": error.message, "kind": error.kind, "status": error.status})
-            )
+            await session.send(to_json({"type": "error", **_error_facts(error), "status": error.status}))
             await session.close(_close_for(error))
 
 
