@@ -69,7 +69,8 @@ void close_all_but(const int *keep, size_t count)
     int sorted[8];
     if (count > ARRAY_SIZE(sorted))
         abort();
-    memcpy(sorted, keep, count * sizeof *keep);
+    for (size_t i = 0; i < count; i++)
+        sorted[i] = keep[i];
     qsort(sorted, count, sizeof *sorted, compare_ints);
 
     unsigned first = 3;

@@ -147,6 +147,18 @@ class Attachment:
                 await self._send(encode_frame(Op.STDIN, bytes(view[:size])))
                 view = view[size:]
 
+    async def feed(self, data: bytes) -> bool:
+        """Send and receive in turn until everything is taken, or False: stdin is closed. Drops all other events."""
+        view = memoryview(data)
+        while view or self._taken < self._sent:
+            if view and self._sent - self._taken < STDIN_WINDOW:
+                await self._send(encode_frame(Op.STDIN, bytes(view[:MAX_DATA])))
+                self._sent += len(view[:MAX_DATA])
+                view = view[MAX_DATA:]
+            elif isinstance(await self.receive(), StdinClosed):
+                return False
+        return True
+
     async def close_stdin(self) -> None:
         """After all that was sent. On a terminal this types its end-of-file character."""
         async with self._sending:
@@ -274,16 +286,7 @@ class InitClient(FileOperations):
     async def write_stdin(self, command: int, data: bytes) -> bool:
         """Returns when stdin has taken everything, or False when it is closed."""
         async with self._open(encode_fields(Op.WRITE_STDIN, {Tag.COMMAND: command})) as connection:
-            attachment = Attachment(connection, command, None)
-            closed = False
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(attachment.send_stdin, data)
-                taken = 0
-                while taken < len(data) and not closed:
-                    event = await attachment.receive()
-                    closed = isinstance(event, StdinClosed)
-                    taken = event.bytes if isinstance(event, StdinAck) else taken
-            return not closed
+            return await Attachment(connection, command, None).feed(data)
 
     async def close_stdin(self, command: int) -> None:
         await self._call(encode_fields(Op.STDIN_EOF, {Tag.COMMAND: command}))

@@ -1,0 +1,197 @@
+"""Real sandbox-inits to test: as an ordinary process, and as pid 1 of namespaces of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import trio
+
+from sandboxd.isolation.init_client import Attachment, InitClient, SpawnRequest
+from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
+from sandboxd.isolation.wire import Output, Stream
+
+SOURCES = Path(__file__).parents[2] / "rootfs" / "init"
+RELEASE = SOURCES / "build" / "sandbox-init"
+SANITIZED = SOURCES / "build" / "sandbox-init-sanitized"
+BACKLOG = 256
+
+
+@dataclass(frozen=True)
+class RunningInit:
+    client: InitClient
+    socket: Path
+    pid: int
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def resident_kb(self) -> int:
+        return psutil.Process(self.pid).memory_info().rss // 1024
+
+    async def wait_idle(self) -> None:
+        """Until every keeper and worker has been reaped."""
+        process = psutil.Process(self.pid)
+        while process.children():
+            await trio.sleep(0.005)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(os.fspath(path))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def _started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command --listen-fd N`. Sanitizers write to files, since init has no stderr; any such file is a failure."""
+    reports = directory / "sanitizer"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ASAN_OPTIONS": f"log_path={reports}:detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": f"log_path={reports}:print_stacktrace=1",
+    }
+    with _listen(directory / "init.sock") as listener:
+        fd = listener.fileno()
+        process = subprocess.Popen([*command, "--listen-fd", str(fd)], pass_fds=[fd], env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        found = [path.read_text() for path in directory.glob("sanitizer.*")]
+        assert not found, found[0]
+
+
+@asynccontextmanager
+async def ordinary_init(binary: Path, directory: Path) -> AsyncIterator[RunningInit]:
+    """An init that is the subreaper of its commands. All of them have ended when this does."""
+    with _started([os.fspath(binary)], directory) as process:
+        init = RunningInit(InitClient(directory / "init.sock"), directory / "init.sock", process.pid)
+        try:
+            with trio.fail_after(10):
+                await init.client.hello()
+            yield init
+        finally:
+            with trio.CancelScope(shield=True), trio.fail_after(20):
+                await _end(init, process)
+
+
+async def _end(init: RunningInit, process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        raise AssertionError(f"sandbox-init has died: {process.returncode}")
+    descendants = psutil.Process(init.pid).children(recursive=True)
+    await init.client.shutdown(grace_ms=0)
+    left = [child for child in descendants if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not left, left
+
+
+@dataclass(frozen=True)
+class Etc:
+    """The user database of a test's sandbox."""
+
+    passwd: str = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\nplain:x:1001:1001::/tmp:/bin/sh\n"
+    group: str = "root:x:0:\nsudo:x:27:user\nuser:x:1000:\nplain:x:1001:\nextra:x:2000:plain,user\n"
+    commands: Sequence[str] = field(default=())
+    """Shell commands to run in the new mount namespace before init starts."""
+
+
+@asynccontextmanager
+async def pid1_init(binary: Path, directory: Path, etc: Etc | None = None) -> AsyncIterator[RunningInit]:
+    """An init that is pid 1, with its own pid, mount, network and ipc namespaces; /mnt/sudo is its applet."""
+    etc = etc or Etc()
+    (directory / "passwd").write_text(etc.passwd)
+    (directory / "group").write_text(etc.group)
+    shutil.copy(binary, directory / "sudo")
+    script = "\n".join(
+        (
+            "set -e",
+            "mount -t tmpfs -o mode=755 none /mnt",
+            f"cp {directory}/sudo {directory}/passwd {directory}/group /mnt/",
+            "mount --bind /mnt/passwd /etc/passwd",
+            "mount --bind /mnt/group /etc/group",
+            *etc.commands,
+            'exec "$0" "$@"',
+        )
+    )
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    namespaces = ["unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc"]
+    with _started([*namespaces, "sh", "-c", script, os.fspath(binary)], directory) as process:
+        client = InitClient(directory / "init.sock")
+        with trio.fail_after(10):
+            await client.hello()
+        (pid,) = (child.pid for child in psutil.Process(process.pid).children())
+        yield RunningInit(client, directory / "init.sock", pid)
+
+
+# ---- following commands -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    exited: Exited
+    stdout: bytes
+    stderr: bytes
+    gaps: list[Gap]
+
+
+async def follow(attachment: Attachment) -> Result:
+    """Everything up to the exit. Checks that offsets and totals add up."""
+    output = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+    expected: dict[Stream, int] = {}
+    gaps: list[Gap] = []
+    while True:
+        match await attachment.receive():
+            case Output(stream, offset, data):
+                assert expected.get(stream, offset) == offset
+                expected[stream] = offset + len(data)
+                output[stream] += data
+            case Gap(stream, start, end) as gap:
+                assert expected.get(stream, start) == start < end
+                expected[stream] = end
+                gaps.append(gap)
+            case Exited() as exited:
+                assert expected.get(Stream.STDOUT, exited.stdout_total) == exited.stdout_total
+                assert expected.get(Stream.STDERR, exited.stderr_total) == exited.stderr_total
+                return Result(exited, bytes(output[Stream.STDOUT]), bytes(output[Stream.STDERR]), gaps)
+            case StdinAck() | StdinClosed():
+                pass
+
+
+async def run(client: InitClient, request: SpawnRequest, *, stdin: bytes | None = None) -> Result:
+    """Run a command to its end, losslessly."""
+    async with client.spawn_attached(request, lossless=True) as attachment, trio.open_nursery() as nursery:
+
+        async def feed(data: bytes) -> None:
+            await attachment.send_stdin(data)
+            await attachment.close_stdin()
+
+        if stdin is not None:
+            nursery.start_soon(feed, stdin)
+        return await follow(attachment)
+
+
+async def shell(client: InitClient, script: str, *, user: str = "", cwd: str = "/") -> Result:
+    """Run a shell script to its end."""
+    return await run(client, SpawnRequest(argv=["/bin/sh", "-c", script], user=user, cwd=cwd))
+
+
+async def read_until(attachment: Attachment, wanted: bytes) -> bytes:
+    """Receive stdout until it contains `wanted`."""
+    seen = b""
+    while wanted not in seen:
+        event = await attachment.receive()
+        assert not isinstance(event, Exited), seen
+        if isinstance(event, Output) and event.stream is Stream.STDOUT:
+            seen += event.data
+    return seen
