@@ -1,0 +1,260 @@
+"""What is measured: one function per row of the report, each returning the figures of all systems that offer it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tests.bench import density, machine
+from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
+from tests.bench.sandboxd import Sandboxd, daemon_processes
+from tests.bench.systems import Instance, System
+
+MIB = 1024 * 1024
+OUTPUT_SIZE = 64 * MIB
+WORKERS = (1, 4, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much of everything."""
+
+    seconds: float
+    """for each interleaved row"""
+    lives: int
+    """sandboxes for each step of the concurrency rows"""
+    idle: tuple[int, ...]
+    """how many idle sandboxes of ours to weigh at once"""
+    idle_peers: int
+    file_size: int
+    restart: int
+    """sandboxes alive across a restart"""
+
+
+QUICK = Effort(seconds=5, lives=40, idle=(10,), idle_peers=5, file_size=64 * MIB, restart=50)
+DEFAULT = Effort(seconds=25, lives=160, idle=(10, 100, 500), idle_peers=20, file_size=256 * MIB, restart=200)
+FULL = Effort(seconds=60, lives=400, idle=(10, 100, 500, 1000), idle_peers=50, file_size=1024 * MIB, restart=200)
+
+Row = Callable[[Sequence[System], Effort], list[Figure]]
+
+
+def life(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """Create a sandbox, run /bin/true in it, destroy it; nothing prepared for it in advance."""
+    able = _offering("life", systems)
+    figures = [Figure(row="life", system=system.name, unit="ms") for system in able]
+    trials = [Trial(system=system.name, run=system.live) for system in able]
+    interleave(figures, trials, seconds=effort.seconds)
+    return figures
+
+
+def exec_true(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """Run /bin/true in a sandbox that is there."""
+    figures, trials, instances = _on_instances("exec", systems, lambda instance: instance.true, unit="ms")
+    interleave(figures, trials, seconds=effort.seconds)
+    _stop_all(instances)
+    return figures
+
+
+def parallel(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """Whole lives per second, with 1, 4 and 16 clients at once."""
+    figures = []
+    for workers in WORKERS:
+        able = _offering("life", systems)
+        for system in able:
+            figure = Figure(row=f"lives ×{workers}", system=system.name, unit="/s", higher_is_better=True)
+            _fill_rate(figure, system.live, workers=workers, times=_times(system.live, effort))
+            figures.append(figure)
+    return figures
+
+
+def _times(work: Callable[[], None], effort: Effort) -> int:
+    """As many as the effort says; of a slow system as many as take a tenth of the row's time."""
+    begun = time.perf_counter()
+    try:
+        work()
+    except (TrialFailed, OSError):
+        return 16
+    return max(16, min(effort.lives, int(effort.seconds / 10 / (time.perf_counter() - begun))))
+
+
+def creates(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """Creations per second; what was created stays until the step is over."""
+    figures = []
+    for system in _of_ours(systems):
+        for workers in WORKERS:
+            figure = Figure(row=f"creates ×{workers}", system=system.name, unit="/s", higher_is_better=True)
+            for _ in range(3):
+                _fill_rate(figure, system.create, workers=workers, times=effort.lives)
+                system.delete_all()
+            figures.append(figure)
+    return figures
+
+
+def _fill_rate(figure: Figure, work: Callable[[], object], *, workers: int, times: int) -> None:
+    rate, failures = concurrently(work, workers=workers, times=times)
+    figure.failures += failures
+    if rate:
+        figure.values.append(rate)
+
+
+def output(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """64 MiB of text from a command to the client."""
+
+    def receive(method: Callable[[int], int]) -> Callable[[], float]:
+        return _rate_of(OUTPUT_SIZE, lambda: _expect(OUTPUT_SIZE, method(OUTPUT_SIZE)))
+
+    figures, trials, instances = _on_instances(
+        "output", systems, lambda instance: receive(instance.output), unit="MB/s"
+    )
+    streamed, stream_trials, more = _on_instances(
+        "stream", systems, lambda instance: receive(instance.stream), unit="MB/s"
+    )
+    interleave(figures + streamed, trials + stream_trials, seconds=effort.seconds)
+    _stop_all(instances + more)
+    return figures + streamed
+
+
+def files(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """A large file into a sandbox and back, and what the daemon's memory does meanwhile."""
+    data = bytes(range(256)) * (effort.file_size // 256)
+    figures = []
+    for system in _offering("files", systems):
+        instance = system.start()
+        up = Figure(row="upload", system=system.name, unit="MB/s", higher_is_better=True)
+        down = Figure(row="download", system=system.name, unit="MB/s", higher_is_better=True)
+        before = density.reset_peak(system.pid) if isinstance(system, Sandboxd) else 0
+        put = Trial(system=system.name, run=_rate_of(len(data), partial(instance.upload, data)))
+        get = Trial(system=system.name, run=_rate_of(len(data), partial(_download, instance, len(data))))
+        for _ in range(3):
+            up.attempt(put)
+            down.attempt(get)
+        if isinstance(system, Sandboxd):
+            up.note = f"daemon's memory grew by {(density.peak_memory(system.pid) - before) / MIB:.0f} MiB at most"
+        instance.stop()
+        figures += [up, down]
+    return figures
+
+
+def memory(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """PSS of an idle sandbox's processes, when many are alive."""
+    figures = []
+    for system in _offering("memory", systems):
+        counts = effort.idle if isinstance(system, Sandboxd) else (effort.idle_peers,)
+        figures += [_weigh(system, count) for count in counts]
+    return figures
+
+
+def _weigh(system: System, count: int) -> Figure:
+    figure = Figure(row=f"idle ×{count}", system=system.name, unit="MB")
+    own = daemon_processes(system.pid) if isinstance(system, Sandboxd) else set()
+    available, daemon = machine.memory_available(), density.pss(own)
+    instances: list[Instance] = []
+    try:
+        instances.extend(system.start() for _ in range(count))
+        processes = set().union(*(i.processes() for i in (instances[:1] if own else instances)))
+        figure.values.append(density.pss(processes) / count / 1e6)
+        all_told = (available - machine.memory_available()) / count / 1e6
+        figure.note = f"{len(processes) / count:.1f} processes each, {all_told:.2f} MB of the host's memory all told"
+        if own:
+            figure.note += f"; daemon +{(density.pss(own) - daemon) / count / 1e3:.0f} kB each"
+    except (TrialFailed, OSError) as failure:
+        figure.failures.append(f"after {len(instances)}: {failure}")
+    _stop_all(instances)
+    return figure
+
+
+def restart(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """SIGKILL the daemon with live sandboxes; from the start of the next one until all of them are attached."""
+    figures = []
+    for system in _of_ours(systems):
+        figure = Figure(row=f"restart ×{effort.restart}", system=system.name, unit="ms")
+        for _ in range(effort.restart):
+            system.create()
+        for _ in range(3):
+            system.client.close()
+            system.daemon.kill()
+            figure.attempt(Trial(system=system.name, run=partial(_start_again, system, effort.restart)))
+        system.delete_all()
+        figures.append(figure)
+    return figures
+
+
+def _start_again(system: Sandboxd, expected: int) -> None:
+    system.daemon.start()
+    listed = system.client.request("GET", "/v1/sandboxes?limit=1000&status=running")["sandboxes"]
+    if len(listed) != expected:
+        raise TrialFailed(f"{expected - len(listed)} of {expected} sandboxes were lost")
+
+
+# -- helpers ------------------------------------------------------------------------------------------------------
+
+
+def _offering(what: str, systems: Sequence[System]) -> list[System]:
+    return [system for system in systems if what in system.offers]
+
+
+def _of_ours(systems: Sequence[System]) -> list[Sandboxd]:
+    return [system for system in systems if isinstance(system, Sandboxd)]
+
+
+def _on_instances(
+    row: str, systems: Sequence[System], trial: Callable[[Any], Callable[[], Any]], *, unit: str
+) -> tuple[list[Figure], list[Trial], list[Instance]]:
+    """A figure, a trial and a running instance for each system; one that does not start is a failure."""
+    figures, trials, instances = [], [], []
+    for system in _offering(row, systems):
+        figure = Figure(row=row, system=system.name, unit=unit, higher_is_better=unit != "ms")
+        figures.append(figure)
+        try:
+            instance = system.start()
+        except (TrialFailed, OSError) as failure:
+            trials.append(Trial(system=system.name, run=_failing(str(failure))))
+        else:
+            instances.append(instance)
+            trials.append(Trial(system=system.name, run=trial(instance)))
+    return figures, trials, instances
+
+
+def _failing(why: str) -> Callable[[], float | None]:
+    def run() -> float | None:
+        raise TrialFailed(why)
+
+    return run
+
+
+def _rate_of(size: int, work: Callable[[], object]) -> Callable[[], float]:
+    """Do the work; megabytes per second."""
+
+    def run() -> float:
+        begun = time.perf_counter()
+        work()
+        return size / 1e6 / (time.perf_counter() - begun)
+
+    return run
+
+
+def _download(instance: Instance, size: int) -> None:
+    _expect(size, instance.download())
+
+
+def _expect(size: int, received: int) -> None:
+    if received != size:
+        raise TrialFailed(f"{received} of {size} bytes came")
+
+
+def _stop_all(instances: Sequence[Instance]) -> None:
+    for instance in instances:
+        instance.stop()
+
+
+ROWS: dict[str, Row] = {
+    "life": life,
+    "exec": exec_true,
+    "parallel": parallel,
+    "creates": creates,
+    "output": output,
+    "files": files,
+    "memory": memory,
+    "restart": restart,
+}
