@@ -57,9 +57,17 @@ CAPABILITIES = (
 # Where bwrap mounts something in the sandbox's own tree. Checked for symbolic links before bwrap runs.
 MOUNT_POINTS = ("/dev", "/proc")
 
-# What Docker masks, as far as it exists in a proc of its own: files that tell of, or act on, the whole host.
-MASKED_FILES = ("/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/timer_list")
-MASKED_DIRECTORIES = ("/proc/acpi", "/proc/scsi")
+# What Docker masks, and the host's pressure, as far as this kernel has them: they tell of, or act on, the whole host.
+MASKED_FILES = (
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+)
+MASKED_DIRECTORIES = ("/proc/acpi", "/proc/asound", "/proc/pressure", "/proc/scsi")
 # /proc/sys, sysrq-trigger, irq and bus are made read-only by bwrap itself.
 
 DESCRIPTORS = ("error", "listener", "info", "seccomp", "boot_id")
