@@ -9,19 +9,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandboxd.isolation.bwrap import MARK
 
 RUN = "SANDBOXD_TEST_RUN"
+DAEMON = "SANDBOXD_TEST_DAEMON"
 # The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
 SETTLE = 10.0
 
 cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
 """cgroup directories that belong to this run; a daemon of the tests adds its own"""
-sandboxes: set[str] = set()
-"""ids of sandboxes that were this run's; every look at the processes adds those it sees"""
+sandboxes: dict[str, str] = {}
+"""ids of this run's sandboxes, with the directory of their daemon; every look at the processes adds those it sees"""
 
 
 def mark_this_run() -> None:
@@ -35,6 +36,8 @@ class Process:
     command: str
     sandbox: str | None
     """the sandbox whose bwrap or sandbox-init it is"""
+    daemon: str | None
+    """the directory of the daemon that it belongs to"""
 
 
 @dataclass(frozen=True)
@@ -73,32 +76,39 @@ def settled_growth(before: Census) -> dict[str, list[str]]:
 
 
 def processes() -> Iterator[Process]:
-    """The processes of this run, all of this one's descendants and the sandboxes' that have left the family."""
-    found = [(int(entry), *_described(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
-    sandboxes.update(sandbox for _, _, sandbox, ours in found if sandbox and ours)
-    for pid, command, sandbox, ours in found:
-        if (ours or sandbox in sandboxes) and command and pid != os.getpid():
-            yield Process(pid, command, sandbox)
+    """The processes of this run: this one's descendants, and those of sandboxes, which have left the family."""
+    found = [described for entry in os.listdir("/proc") if entry.isdigit() and (described := _described(entry))]
+    sandboxes.update({each.sandbox: each.daemon for each, ours in found if ours and each.sandbox and each.daemon})
+    for process, ours in found:
+        if process.sandbox in sandboxes:
+            yield replace(process, daemon=sandboxes[process.sandbox])
+        elif ours and process.pid != os.getpid():
+            yield process
 
 
-def _described(pid: str) -> tuple[str, str | None, bool]:
-    """Command line (empty for a zombie), sandbox, and whether it carries this run's mark."""
+def _described(pid: str) -> tuple[Process, bool] | None:
+    """The process, and whether it carries this run's mark; None for one that is dead, and only waits to be reaped."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return "", None, False
-    command = b" ".join(words).decode(errors="replace")[:120]
-    ours = f"{RUN}={os.environ.get(RUN)}".encode() in environment
-    return command, _sandbox(words, environment), ours
+        return None
+    values = {name: _value(name, environment) for name in (RUN, DAEMON)}
+    command = b" ".join(words).decode(errors="replace")[:120].strip()
+    described = Process(int(pid), command, _sandbox(words, environment), values[DAEMON])
+    return (described, values[RUN] == os.environ.get(RUN)) if command else None
+
+
+def _value(name: str, environment: list[bytes]) -> str | None:
+    found = [entry for entry in environment if entry.startswith(name.encode() + b"=")]
+    return found[0].partition(b"=")[2].decode(errors="replace") if found else None
 
 
 def _sandbox(words: list[bytes], environment: list[bytes]) -> str | None:
     mark = MARK.encode()
     if mark in words[:-1]:
         return words[words.index(mark) + 1].decode(errors="replace")
-    named = [entry for entry in environment if entry.startswith(mark + b"=")]
-    return named[0].partition(b"=")[2].decode(errors="replace") if named else None
+    return _value(MARK, environment)
 
 
 def _mounts() -> Iterator[str]:

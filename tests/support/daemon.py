@@ -108,7 +108,8 @@ class Daemon:
 
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         """A command line of the `sandboxd` program as this daemon's user, and its environment."""
-        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), **self.environment}
+        marks = {"PYTHONPATH": str(CHECKOUT), census.DAEMON: str(self.root)}
+        environment = {**os.environ, **marks, **self.environment}
         return [*self.prefix, sys.executable, "-m", "sandboxd", *arguments], environment
 
     def launch(self) -> None:

@@ -19,14 +19,12 @@ from tests.support.daemon import Daemon
 
 SETTLE = 10.0
 Sets = dict[str, frozenset[str]]
+Findings = dict[str, tuple[list[str], list[str]]]
 
 
 def ask(daemon: Daemon) -> Sets:
     """Every witness but the API, which need not be up."""
-    found = list(census.processes())
-    own = frozenset(os.listdir(daemon.runtime / "sandboxes")) | frozenset(os.listdir(daemon.state / "sandboxes"))
-    # Another daemon of this run has sandboxes too: those whose launch log is not here are not ours.
-    processes = [each for each in found if each.sandbox and (each.sandbox in own or _is_ours(daemon, each))]
+    processes = [each for each in census.processes() if each.sandbox and each.daemon == str(daemon.root)]
     return {
         "monitors": frozenset(each.sandbox or "" for each in processes if "bwrap" in each.command.split(" ")[0]),
         "inits": frozenset(each.sandbox or "" for each in processes if each.command.startswith("/dev/sandbox-init")),
@@ -38,12 +36,20 @@ def ask(daemon: Daemon) -> Sets:
     }
 
 
-def _is_ours(daemon: Daemon, process: census.Process) -> bool:
-    """bwrap's output goes to the launch log, in the runtime directory of the daemon that started it."""
-    try:
-        return os.readlink(f"/proc/{process.pid}/fd/1").startswith(str(daemon.runtime))
-    except OSError:
-        return False
+def init_of(sandbox: str) -> int:
+    """The host pid of a sandbox's pid 1."""
+    return _pid_of(sandbox, "/dev/sandbox-init")
+
+
+def monitor_of(sandbox: str) -> int:
+    """The host pid of the bwrap that started it: of the outer one, its processes' forebear."""
+    return _pid_of(sandbox, "/usr/bin/bwrap")
+
+
+def _pid_of(sandbox: str, program: str) -> int:
+    return min(
+        each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)
+    )
 
 
 def _mounts(daemon: Daemon) -> list[str]:
@@ -62,35 +68,37 @@ def cgroup_directory(daemon: Daemon) -> Path | None:
     return root / daemon.cgroup_name if root is not None and (root / daemon.cgroup_name).exists() else None
 
 
-def expected(daemon: Daemon) -> Sets:
-    """What the witnesses have to say, going by the API."""
-    views = daemon.views()
-    known = frozenset(view["id"] for view in views)
-    live = frozenset(view["id"] for view in views if view["status"] == "running")
-    has_cgroups = cgroup_directory(daemon) is not None
-    return {
-        "monitors": live,
-        "inits": live,
-        "cgroups": live if has_cgroups else frozenset(),
-        "files": known,
-        "runtime": known,
-        "trash": frozenset(),
-        "mounts": frozenset(),
-    }
+# What a deletion leaves to be removed in the background, after it was answered.
+IN_THE_BACKGROUND = ("trash", "cgroups")
 
 
-def disagreement(daemon: Daemon) -> dict[str, tuple[list[str], list[str]]]:
-    """By witness: what it sees beyond the API, and what it misses. Empty when all agree, at the latest in a while."""
+def disagreement(daemon: Daemon, *, ignore: tuple[str, ...] = ()) -> Findings:
+    """By witness: what it sees beyond what the API says, and what it misses. Empty when all agree, soon enough."""
 
-    def look() -> dict[str, tuple[list[str], list[str]]]:
-        seen, told = ask(daemon), expected(daemon)
-        return {name: (sorted(seen[name] - told[name]), sorted(told[name] - seen[name])) for name in told
-                if seen[name] != told[name]}  # fmt: skip
+    def look() -> Findings:
+        return {name: found for name, found in _compare(daemon).items() if name not in ignore}
 
     return settled(look)
 
 
-def settled(look: Callable[[], dict[str, tuple[list[str], list[str]]]]) -> dict[str, tuple[list[str], list[str]]]:
+def _compare(daemon: Daemon) -> Findings:
+    seen, views = ask(daemon), daemon.views()
+    known = {view["id"] for view in views}
+    live = {view["id"] for view in views if view["status"] == "running"}
+    found = {
+        "monitors": (seen["monitors"] - live, live - seen["monitors"]),
+        "inits": (seen["inits"] - live, live - seen["inits"]),
+        # A sandbox that has exited may keep its cgroup until it is deleted.
+        "cgroups": (seen["cgroups"] - known, live - seen["cgroups"] if cgroup_directory(daemon) else set()),
+        "files": (seen["files"] - known, known - seen["files"]),
+        "runtime": (seen["runtime"] - known, known - seen["runtime"]),
+        "trash": (seen["trash"], set()),
+        "mounts": (seen["mounts"], set()),
+    }
+    return {name: (sorted(extra), sorted(missing)) for name, (extra, missing) in found.items() if extra or missing}
+
+
+def settled(look: Callable[[], Findings]) -> Findings:
     """What `look` still finds when it had time to find nothing: files are removed in the background."""
     deadline = time.monotonic() + SETTLE
     while (found := look()) and time.monotonic() < deadline:
