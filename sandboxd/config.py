@@ -68,7 +68,6 @@ class SandboxConfig(_Section):
     """bound on all processes of one sandbox, in force even where the host has no pids controller"""
     max_output_bytes: Bytes = 128 * MIB
     """most output of one stream that `shell` keeps; what is beyond is dropped and reported as truncated"""
-    output_ring_bytes: Bytes = MIB
     lenient_limits: bool = False
     """accept limits that this host cannot enforce (they are reported as not enforced) instead of refusing them"""
 

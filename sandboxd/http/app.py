@@ -26,6 +26,7 @@ _HINTS = {
 
 def build_app(service: Service) -> SandboxdApp:
     app = SandboxdApp("sandboxd")
+    app.config["BODY_TIMEOUT"] = service.config.http.body_idle_timeout
     add_routes(app, service, ROUTES)
     app.register_error_handler(SandboxdError, _domain_error)
     app.register_error_handler(HTTPException, _http_error)
