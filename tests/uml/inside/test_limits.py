@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ MIB = 1 << 20
 SOON = 10.0
 # Uses some 100 MiB; page faults are slow in User-Mode Linux.
 HOG = "python3 -c 'data = b\"x\" * (96 << 20)'"
-
-
-@pytest.fixture
-def daemon(root_daemon: Daemon) -> Iterator[Daemon]:
-    yield root_daemon
-    root_daemon.delete_all()
 
 
 def limited(daemon: Daemon, **limits: Any) -> str:
