@@ -42,7 +42,8 @@ Progress = Callable[[str], None]
 EPOCH: Final = 1_700_000_000
 """SOURCE_DATE_EPOCH of builds: any fixed time does; this one is older than every package of the releases in use."""
 _LOG_LINES: Final = 30
-"""of mmdebstrap's log in the message when it fails"""
+_LOG_WIDTH: Final = 300
+"""The part of mmdebstrap's log that is kept for when it fails. Some of its lines name a hundred packages."""
 _DIE_WITH_US: Final = (
     *("setpriv", "--pdeathsig=KILL", "--"),
     *("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
@@ -153,6 +154,7 @@ def _mmdebstrap(
     hooks = [_configure_apt(scratch / "published.sources")]
     if setup.is_file():
         hooks.append(f'/bin/sh {shlex.quote(str(setup))} "$1"')
+    stage = "extract" if recipe.variant == "extract" else "customize"  # the last one that the variant reaches
     return [
         *_DIE_WITH_US,
         program,
@@ -160,11 +162,11 @@ def _mmdebstrap(
         f"--variant={recipe.variant}",
         "--format=tar",
         "--skip=output/dev,check/signed-by",
-        f"--include={','.join(recipe.packages)}",
+        *(f"--include={package}" for package in recipe.packages),
         *(f"--aptopt={line}" for line in acquire_options()),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude),
         *(f"--dpkgopt=path-include={pattern}" for pattern in recipe.include),
-        *(f"--customize-hook={hook}" for hook in hooks),
+        *(f"--{stage}-hook={hook}" for hook in hooks),
         suite,
         "-",
         str(scratch / "distribution.sources"),
@@ -219,7 +221,7 @@ def _running(command: list[str], name: str, scratch: Path, lock: int, progress: 
         reporter.join()
         process.stderr.close()
     if (status := process.wait()) != 0:
-        reason = next((line for line in log if line.startswith("E: ")), "it did not say why")
+        reason = next((line for line in log if line.startswith(("E: ", "dpkg: error"))), "it did not say why")
         raise SandboxdError(
             f'cannot build the image "{name}": mmdebstrap ended with status {status}: {reason}',
             kind="build_failed",
@@ -247,7 +249,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _report(stderr: IO[bytes], log: deque[str], name: str, progress: Progress) -> None:
     for raw in stderr:
         line = raw.decode(errors="replace").rstrip()
-        log.append(line)
+        log.append(line[:_LOG_WIDTH])
         if (step := _STEPS.get(line.removeprefix("I: ").removesuffix("..."))) is not None:
             progress(f"{name}: {step}")
 

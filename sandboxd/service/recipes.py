@@ -34,7 +34,8 @@ class DebianRecipe(_Strict):
     kind: Literal["debian"]
     suite: str
     """release name, or "host" for the one that this machine runs"""
-    variant: Literal["essential", "apt", "minbase", "standard"] = "minbase"
+    variant: Literal["extract", "essential", "apt", "minbase", "standard"] = "minbase"
+    """what comes beside `packages` (mmdebstrap(1)); with "extract", nothing, and no package's scripts are run"""
     packages: list[str]
     exclude: list[str] = Field(default_factory=list)
     """patterns of paths that packages may not install (dpkg's path-exclude)"""
