@@ -42,6 +42,10 @@ BODY_FOLLOWS = "sandboxd.body_follows"
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 
 
+# Gives the peer leave to send so many bytes more.
+Credit = Callable[[int], Awaitable[None]]
+
+
 class Output(Protocol):
     """The connection's outgoing bytes, as far as an exchange decides when they leave."""
 
@@ -63,9 +67,12 @@ class Exchange:
     then on it is hypercorn that works in the application's task, preparing the connection for what comes next.
     """
 
-    def __init__(self, send: AppSend, *, hung_up: Callable[[], bool], output: Output | None) -> None:
+    def __init__(
+        self, send: AppSend, *, hung_up: Callable[[], bool], output: Output | None, credit: Credit | None
+    ) -> None:
         self._deliver = send
         self._output = output
+        self._credit = credit
         self._hung_up = hung_up
         self._queue: deque[ASGIReceiveEvent] = deque()
         self._queued_bytes = 0
@@ -106,6 +113,8 @@ class Exchange:
             self._arrival.unpark()
 
     async def _wait_for_room(self, size: int) -> None:
+        if self._credit is not None:
+            return  # the peer has sent no more than it was given credit for
         while self._queue and self._queued_bytes + size > INBOX_BYTES and not self._finished:
             with trio.move_on_after(HANGUP_CHECK_INTERVAL) as timer:
                 await self._room.park()
@@ -118,6 +127,8 @@ class Exchange:
         event = self._queue.popleft()
         self._queued_bytes -= _size(event)
         self._room.unpark_all()
+        if self._credit is not None:
+            await self._credit(_size(event))
         return event
 
     async def _send(self, message: ASGISendEvent) -> None:
@@ -165,6 +176,11 @@ class ExchangeTasks:
         self._hung_up = hung_up
         self._output = output
         self._on_websocket = on_websocket
+        self._credit: Credit | None = None
+
+    def grant_by(self, credit: Credit | None) -> None:
+        """Let the next application's reading grant its peer credit, rather than hold up the whole connection."""
+        self._credit = credit
 
     async def spawn_app(
         self, app: ASGIFramework, config: HypercornConfig, scope: Scope, send: AppSend
@@ -172,7 +188,7 @@ class ExchangeTasks:
         alone = cast("Any", scope)["http_version"] < "2"
         if alone and scope["type"] == "websocket":
             self._on_websocket()
-        exchange = Exchange(send, hung_up=self._hung_up, output=self._output if alone else None)
+        exchange = Exchange(send, hung_up=self._hung_up, output=self._output if alone else None, credit=self._credit)
         self._applications.start_soon(exchange.run, app, scope, name=_describe(scope))
         return exchange.put
 

@@ -7,6 +7,7 @@ override names the fault it repairs; all of them are reachable by one client's b
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import h2.errors
@@ -25,6 +26,7 @@ from sandboxd.http.stack import (
     H11Protocol,
     HypercornConfig,
     RawData,
+    StreamBody,
     Updated,
     WorkerContext,
     WSStream,
@@ -96,15 +98,45 @@ class Http1(H11Protocol):
 
 
 class Http2(H2Protocol):
-    """HTTP/2, and websockets over it."""
+    """HTTP/2, and websockets over it.
+
+    hypercorn acknowledges body data as it comes and then waits for the handler, so that one slow upload holds up all
+    its neighbours. Here data is acknowledged as the handler takes it, which is what HTTP/2's windows are for.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._unacknowledged: dict[int, int] = {}
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
-            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
-                self._refuse_late_data(event)
-            else:
+            if not isinstance(event, h2.events.DataReceived):
                 await super()._handle_events([event])
+            elif event.stream_id in self._unacknowledged:
+                await self._take_data(event)
+            elif event.stream_id in self.streams:
+                await super()._handle_events([event])
+            else:
+                self._refuse_late_data(event)
         await self._flush()
+
+    async def _take_data(self, event: h2.events.DataReceived) -> None:
+        padding = event.flow_controlled_length - len(event.data)
+        self.connection.acknowledge_received_data(padding, event.stream_id)
+        self._unacknowledged[event.stream_id] += len(event.data)
+        await self.streams[event.stream_id].handle(StreamBody(stream_id=event.stream_id, data=event.data))
+
+    async def _acknowledge(self, stream_id: int, size: int) -> None:
+        if size and stream_id in self._unacknowledged:
+            self._unacknowledged[stream_id] -= size
+            self.connection.acknowledge_received_data(size, stream_id)
+            await self._flush()
+
+    async def _close_stream(self, stream_id: int) -> None:
+        """What nobody will read any more still counts against the connection's window."""
+        await self._acknowledge(stream_id, self._unacknowledged.get(stream_id, 0))
+        self._unacknowledged.pop(stream_id, None)
+        await super()._close_stream(stream_id)
 
     def _refuse_late_data(self, event: h2.events.DataReceived) -> None:
         """Take body data that arrives after the response has ended (stock: KeyError), and ask the peer to stop."""
@@ -121,6 +153,10 @@ class Http2(H2Protocol):
             self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
             return
         request.headers = _without_extensions(headers)
+        websocket = (b":method", b"CONNECT") in headers
+        if not websocket:
+            self._unacknowledged[request.stream_id] = 0
+        cast("Any", self.task_group).grant_by(None if websocket else partial(self._acknowledge, request.stream_id))
         await super()._create_stream(request)
 
 

@@ -37,7 +37,6 @@ check_versions()
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body as StreamBody
-from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -86,7 +85,6 @@ __all__ = (
     "RequestContext",
     "Scope",
     "StreamBody",
-    "StreamEvent",
     "TrioASGIHTTPConnection",
     "TrioASGIWebsocketConnection",
     "TrioBody",

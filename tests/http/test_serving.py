@@ -47,11 +47,24 @@ def app() -> Any:
     async def echo() -> bytes:
         return b"".join([chunk async for chunk in quart.request.body])
 
+    @app.post("/relay")
+    async def relay() -> Any:
+        async def body() -> Any:
+            async for chunk in source:
+                yield chunk
+
+        source = quart.request.body
+        return await quart.make_response(body())
+
     @app.get("/held")
     async def held() -> str:
         app.entered.set()
         await app.release.wait()
         return "released"
+
+    @app.post("/held-upload")
+    async def held_upload() -> str:
+        return await held()
 
     @app.get("/failing")
     async def failing() -> str:
@@ -405,6 +418,14 @@ class Http2Client:
     async def flush(self) -> None:
         await self.stream.send_all(self.h2.data_to_send())
 
+    async def send_data(self, number: int, data: bytes, *, end_stream: bool = False) -> None:
+        """Send a frame of data, once the server leaves room for it."""
+        with trio.fail_after(PATIENCE):
+            while self.h2.local_flow_control_window(number) < len(data):
+                self.h2.receive_data(await self.stream.receive_some())
+        self.h2.send_data(number, data, end_stream=end_stream)
+        await self.flush()
+
     async def response(self, number: int) -> tuple[str, bytes]:
         status, body = "", b""
         with trio.fail_after(PATIENCE):
@@ -469,6 +490,66 @@ async def test_http2_upload_larger_than_every_window(app):
                         received += len(event.data)
                         http.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 await http.flush()
+
+
+async def fill(http: Http2Client, number: int, *, limit: int) -> tuple[int, int]:
+    """Upload until the server leaves no more room: bytes sent, and received (and not acknowledged) meanwhile."""
+    sent = received = 0
+    with trio.move_on_after(0.25) as quiet:
+        while True:
+            size = min(http.h2.local_flow_control_window(number), http.h2.max_outbound_frame_size, limit - sent)
+            if size > 0:
+                await http.send_data(number, bytes(size))
+                sent += size
+            else:
+                for event in http.h2.receive_data(await http.stream.receive_some()):
+                    if isinstance(event, h2.events.DataReceived):
+                        received += event.flow_controlled_length
+            quiet.deadline = trio.current_time() + 0.25
+    return sent, received
+
+
+async def test_http2_upload_that_nobody_reads_does_not_hold_up_its_neighbours(app):
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        number = await http.request("POST", "/held-upload", end_stream=False)
+        await app.entered.wait()
+        sent, _ = await fill(http, number, limit=2**20)
+        assert sent < 2**20
+        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
+        app.release.set()
+        await http.response(number)
+
+
+async def test_http2_relay_gets_along_with_a_client_that_reads_late(app):
+    """Both windows are used up again and again, and the client opens its own only when it can send no more."""
+    size = 512 * 1024
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        number = await http.request("POST", "/relay", end_stream=False)
+        total_sent = total_received = 0
+        with trio.fail_after(PATIENCE):
+            while total_received < size:
+                sent, received = await fill(http, number, limit=size - total_sent)
+                total_sent += sent
+                total_received += received
+                if received:
+                    http.h2.acknowledge_received_data(received, number)
+                    await http.flush()
+
+
+async def test_http2_uploads_refused_half_way_give_their_window_back(app):
+    """The window of the connection is 64 KiB: two such uploads would use it up for ever."""
+    async with serving(app) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        for _ in range(6):
+            number = await http.request("POST", "/nowhere", end_stream=False)
+            await http.send_data(number, bytes(16_000))
+            await http.send_data(number, bytes(16_000))
+            assert (await http.response(number))[0] == "404"
+        number = await http.request("POST", "/echo", end_stream=False)
+        await http.send_data(number, bytes(16_000), end_stream=True)
+        assert (await http.response(number))[1] == bytes(16_000)
 
 
 async def test_idle_http2_connection_is_closed_after_its_limit(app):
