@@ -114,7 +114,8 @@ class Service:
         """See commands.run_to_end."""
         most = self.config.sandbox.max_output_bytes
         entry = self.sandboxes.entry(sandbox)
-        return await commands.run_to_end(entry, spec, stdin=stdin, max_output=most if max_output is None else min(max_output, most))
+        kept = most if max_output is None else min(max_output, most)
+        return await commands.run_to_end(entry, spec, stdin=stdin, max_output=kept)
 
     def check_lifetime(self, seconds: float | None) -> float | None:
         """The lifetime if it is allowed. Raises: InvalidRequest."""
