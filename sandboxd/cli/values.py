@@ -5,13 +5,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import click
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_NUMBER = re.compile(r"\d+(\.\d+)?", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -21,13 +23,13 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 512M, 1.5G, or a number of bytes")
     factor: int = 1024 ** _EXPONENTS[match[2].lower()]
-    return round(float(match[1]) * factor)
+    return round(Decimal(match[1]) * factor)
 
 
 def parse_duration(text: str) -> int:
     """Milliseconds from "30s", "1h30m", "250ms", "2d"; a number alone is seconds. Raises: ValueError."""
     text = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if _NUMBER.fullmatch(text):
         return _positive(float(text) * 1000, text)
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
