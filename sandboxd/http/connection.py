@@ -63,7 +63,8 @@ class PacedBody(TrioBody):
     """A request body read from the connection on demand: what the handler does not take, the peer keeps.
 
     Iterate over it for a body of any length, or await it for one of at most `MAX_WHOLE_BODY` bytes.
-    Raises: `TooLarge` when awaited and too long, werkzeug's `RequestTimeout` when the peer stops sending.
+    Raises: `TooLarge` when awaited and too long, werkzeug's `RequestTimeout` when the peer stops sending; a peer who
+    leaves cancels the handler, so that half a body never looks like a whole one.
     """
 
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
@@ -135,6 +136,8 @@ class PacedBody(TrioBody):
 
     async def _next(self) -> bytes:
         message = cast("dict[str, Any]", await self._receive())
+        if message["type"] != "http.request":
+            raise trio.BrokenResourceError("the client left before its request body was complete")
         self._ended = not message.get("more_body", False)
         data: bytes = message.get("body", b"")
         self._received += len(data)

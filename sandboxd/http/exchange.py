@@ -41,7 +41,6 @@ BODY_FOLLOWS = "sandboxd.body_follows"
 
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 
-
 # Gives the peer leave to send so many bytes more.
 Credit = Callable[[int], Awaitable[None]]
 
@@ -122,6 +121,7 @@ class Exchange:
                 raise PeerGoneError
 
     async def _receive(self) -> ASGIReceiveEvent:
+        await trio.lowlevel.checkpoint_if_cancelled()
         while not self._queue:
             await self._arrival.park()
         event = self._queue.popleft()
@@ -134,19 +134,14 @@ class Exchange:
     async def _send(self, message: ASGISendEvent) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._ending = True
-        if self._output is None:
-            await self._deliver(message)
-        elif BODY_FOLLOWS in message:
+        body_follows = BODY_FOLLOWS in message
+        complete = self._ending or message["type"] == "websocket.send"
+        if self._output is not None and (body_follows or complete):
             self._output.cork()
-            await self._deliver(message)
-            return
-        elif self._ending or message["type"] == "websocket.send":
-            self._output.cork()
-            await self._deliver(message)
+        await self._deliver(message)
+        if self._output is not None and complete:
             self._output.uncork()
-        else:
-            await self._deliver(message)
-        if trio.current_time() > self._yield_after:
+        if trio.current_time() > self._yield_after and not body_follows:
             await trio.lowlevel.checkpoint()
             self._yield_after = trio.current_time() + TIME_SLICE
 

@@ -164,21 +164,22 @@ class Server:
 
     async def _converse(self, sock: trio.socket.SocketType, listener: Listener) -> None:
         """One connection, guarded: whatever goes wrong in it, however the peer managed, ends here."""
-        peer = None
         with sock:
             try:
                 peer = identify(sock, listener=listener.label)
-                transport = self._transport(sock, listener, peer)
-                self._live.add(transport)
-                try:
-                    await transport.run()
-                finally:
-                    self._live.discard(transport)
+            except OSError:
+                self._open -= 1  # it has left already
+                return
+            transport = self._transport(sock, listener, peer)
+            self._live.add(transport)
+            try:
+                await transport.run()
             except Exception as error:
                 self._failed += 1
-                log.warning("connection of %s ended by %r", peer or listener.label, _leaf(error))
+                log.warning("connection of %s ended by %r", peer, _leaf(error))
                 log.debug("its traceback", exc_info=True)
             finally:
+                self._live.discard(transport)
                 self._open -= 1
 
     def _transport(self, sock: trio.socket.SocketType, listener: Listener, peer: Peer) -> Transport:
@@ -190,6 +191,7 @@ class Server:
             app=self._app,
             config=self._config,
             context=self._context,
+            client=peer.address,
             state=ConnectionState({"peer": peer, "stopping": self._stopping}),
             patience=self._patience,
         )

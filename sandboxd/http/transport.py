@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import select
-import socket
 from collections import deque
 from dataclasses import dataclass
 
@@ -78,6 +77,7 @@ class Transport:
         app: ASGIFramework,
         config: HypercornConfig,
         context: WorkerContext,
+        client: Address | None,
         state: ConnectionState,
         patience: Patience,
     ) -> None:
@@ -85,6 +85,7 @@ class Transport:
         self._app = app
         self._config = config
         self._context = context
+        self._client = client
         self._state = state
         self._patience = patience
         self._tls = isinstance(stream, trio.SSLStream)
@@ -109,19 +110,10 @@ class Transport:
     async def run(self) -> None:
         try:
             alpn = await self._handshake()
-            async with trio.open_nursery() as helpers:
-                async with trio.open_nursery() as applications:
-                    self._protocol = self._make_protocol(applications, helpers, alpn)
-                    helpers.start_soon(self._write_all)
-                    await self._protocol.initiate()
-                    self._wait_for_request()
-                    await self._read_all()
-                    await self._protocol.handle(Closed())
-                    applications.cancel_scope.deadline = trio.current_time() + ENDING_GRACE
-                await self._finish_writing()
-                helpers.cancel_scope.cancel("the connection ended")
         except (trio.BrokenResourceError, trio.TooSlowError):
-            pass  # the TLS handshake failed; there is nobody to tell
+            pass  # there is nobody to tell
+        else:
+            await self._converse(alpn)
         finally:
             self._socket.close()
 
@@ -129,6 +121,19 @@ class Transport:
         """The daemon is stopping: leave now if no request is under way, otherwise after the present one."""
         if self._idle or self._closing:
             self._reading.cancel("the daemon is stopping")
+
+    async def _converse(self, alpn: str | None) -> None:
+        async with trio.open_nursery() as helpers:
+            async with trio.open_nursery() as applications:
+                self._protocol = self._make_protocol(applications, helpers, alpn)
+                helpers.start_soon(self._write_all)
+                await self._protocol.initiate()
+                self._wait_for_request()
+                await self._read_all()
+                await self._protocol.handle(Closed())
+                applications.cancel_scope.deadline = trio.current_time() + ENDING_GRACE
+            await self._finish_writing()
+            helpers.cancel_scope.cancel("the connection ended")
 
     # Set-up
 
@@ -155,8 +160,8 @@ class Transport:
             task_group=tasks,
             connection_state=self._state,
             ssl=self._tls,
-            client=_address(self._socket.family, self._socket.getpeername()),
-            server=_address(self._socket.family, self._socket.getsockname()),
+            client=self._client,
+            server=self._socket.getsockname()[:2] if self._client is not None else None,
             send=self._on_protocol_event,
         )
         return ProtocolSwitch(context, alpn=alpn)
@@ -307,8 +312,3 @@ class Transport:
         self._output_added.unpark_all()
         with trio.move_on_after(self._patience.flush):
             await self._written.wait()
-
-
-def _address(family: int, address: tuple[str, int]) -> Address | None:
-    """`(host, port)` of a TCP socket's name; None for a Unix one."""
-    return (address[0], address[1]) if family in (socket.AF_INET, socket.AF_INET6) else None

@@ -18,6 +18,7 @@ MIB = 2**20
 @pytest.fixture
 def app() -> Any:
     app: Any = SandboxdApp("connection")
+    app.begun = trio.Event()
     app.left = trio.Event()
 
     @app.errorhandler(TooLarge)
@@ -57,6 +58,17 @@ def app() -> Any:
             total += len(chunk)
             peak = max(peak, process.memory_info().rss)
         return {"total": total, "growth": peak - before}
+
+    @app.post("/store")
+    async def store() -> str:
+        app.stored = False
+        try:
+            async for _ in quart.request.body:
+                app.begun.set()
+            app.stored = True
+        finally:
+            app.left.set()
+        return "stored"
 
     @app.get("/endless")
     async def endless() -> Response:
@@ -210,6 +222,23 @@ async def test_upload_that_stops_is_answered_408(app):
     async with serving(app) as served:
         answer = await exchange(served, b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("together", [False, True])
+async def test_upload_cut_half_way_never_looks_complete(app, framing, together):
+    """`together`: the end of the connection is there before the handler has looked at the body for the first time."""
+    async with serving(app) as served:
+        async with client(served) as http:
+            await http.begin("POST", "/store", length=1000 if framing == "length" else None)
+            await http.send(h11.Data(data=bytes(500)))
+            if not together:
+                with trio.fail_after(PATIENCE):
+                    await app.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await is_serving(served)
+    assert not getattr(app, "stored", False)
+    assert together or app.left.is_set()
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
