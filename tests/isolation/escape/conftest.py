@@ -1,0 +1,45 @@
+"""A fresh sandbox for each attack, under a daemon of root and under one of an ordinary user."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.isolation.escape.inside import Sandbox
+from tests.support.daemon import Daemon
+
+
+@pytest.fixture
+def new_sandbox(daemon: Daemon) -> Callable[[], Sandbox]:
+    return lambda: Sandbox(daemon, daemon.create(), rootless=bool(daemon.prefix))
+
+
+@pytest.fixture
+def sandbox(new_sandbox: Callable[[], Sandbox]) -> Sandbox:
+    return new_sandbox()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A static program from C source: runs on the host and in any image alike."""
+    directory = tmp_path_factory.mktemp("programs")
+
+    def build(source: str) -> Path:
+        program = directory / f"program-{abs(hash(source)):x}"
+        if not program.exists():
+            command = ["musl-gcc", "-static", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o", str(program)]
+            subprocess.run(command, input=source.encode(), check=True)
+        return program
+
+    return build
+
+
+@pytest.fixture
+def secret() -> Iterator[Path]:
+    """A file of the host that everybody may read and write, in a place that exists in every image too."""
+    path = Path("/var/tmp/sandboxd-escape-secret")
+    path.write_text("the host's secret")
+    path.chmod(0o666)
+    yield path
+    path.unlink()
