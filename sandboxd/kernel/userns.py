@@ -44,14 +44,14 @@ def _become_and_wait(start: int, max_processes: int, ready: int, done: tuple[int
     message = b"ok"
     try:
         os.close(done[1])
-        resource.setrlimit(resource.RLIMIT_NPROC, (max_processes, max_processes))
+        _limit_processes(max_processes)
         os.setgroups([])
         os.setresgid(start, start, start)
         os.setresuid(start, start, start)
         # Changing ids made /proc/PID the host root's; a parent that is root of a namespace only could not write it.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
         syscalls.unshare(syscalls.CLONE_NEWUSER)
-    except OSError as error:
+    except BaseException as error:  # whatever it is: this process must not go on as a second copy of its parent
         message = str(error).encode()[:200]
     try:
         os.write(ready, message)
@@ -59,6 +59,13 @@ def _become_and_wait(start: int, max_processes: int, ready: int, done: tuple[int
         os.read(done[0], 1)
     finally:
         os._exit(0)
+
+
+def _limit_processes(wanted: int) -> None:
+    """As many as wanted, or as our own hard limit lets us: an ordinary user's may be lower."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
 
 def _write_maps(pid: int, start: int) -> None:
