@@ -63,7 +63,7 @@ report(json.loads(seen.decode().partition("REPORT")[2].split()[0]))
 
 
 def test_a_command_without_a_terminal_has_none_to_reach(sandbox: Sandbox):
-    """Not even the one the daemon may have been started on. The control: bwrap without --new-session, on a terminal."""
+    """Not even the one that the daemon was started on. The control: bwrap without --new-session, on a terminal."""
     assert sandbox.python(TYPE_FOR_THE_OWNER) == "ENXIO"
     command = [*plain_bwrap(), "python3", "-I", "-c", PRELUDE + TYPE_FOR_THE_OWNER]
     assert unconfined(f"COMMAND = {command!r}" + START_ON_A_TERMINAL) == ""

@@ -1,0 +1,140 @@
+"""Images and restored disks with symbolic links where something is to be mounted (CVE-2026-87766).
+
+bwrap makes missing mount points in the new root while the host's is still there, under /oldroot. Before 0.12 it
+follows links when it does so. Here the links are in the image, in the sandbox's own disk, and below both.
+"""
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sandboxd.config import find_asset
+from sandboxd.errors import LaunchFailed
+from sandboxd.isolation.backend import RunningMachine
+from sandboxd.isolation.bwrap import BwrapBackend
+from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.isolation.seccomp import compile_profile
+from sandboxd.model import Bind
+
+pytestmark = pytest.mark.needs_root
+
+BWRAP = Path("/usr/bin/bwrap")
+# Far from the ranges that daemons take from config.range_first on.
+RANGE = 0x60000000
+
+
+@pytest.fixture
+def victim() -> Iterator[Path]:
+    """A directory of the host that anybody may write to, and so also bwrap without privileges."""
+    path = Path("/var/tmp/sandboxd-escape-victim")
+    path.mkdir()
+    path.chmod(0o777)
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+@pytest.fixture
+def base(image_dir: Path) -> Path:
+    names = json.loads((image_dir / "names.json").read_text())
+    return image_dir / names["base"] / "rootfs"
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[BwrapBackend]:
+    profile = compile_profile(find_asset("seccomp/default.json"))
+    backend = BwrapBackend(bwrap=BWRAP, profile=profile, max_processes=100)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, base: Path) -> LaunchPlan:
+    """An innocent launch: the base image below an empty layer, with a directory of the host shown at /mnt/shown."""
+    for name in ("layer", "disk/upper", "disk/work", "runtime", "shown"):
+        (tmp_path / name).mkdir(parents=True)
+    return LaunchPlan(
+        sandbox="s" + uuid.uuid4().hex[:20],
+        ids=IdRange(start=RANGE, idmapped=True),
+        layers=(tmp_path / "layer", base),
+        writable=tmp_path / "disk",
+        runtime=tmp_path / "runtime",
+        hostname="sandbox",
+        boot_id=str(uuid.uuid4()),
+        machine_id=uuid.uuid4().hex,
+        init=find_asset("rootfs/init/build/sandbox-init"),
+        binds=(Bind(source=tmp_path / "shown", target="/mnt/shown"),),
+        hidden=("/srv/hidden",),
+    )
+
+
+@asynccontextmanager
+async def launched(backend: BwrapBackend, plan: LaunchPlan) -> AsyncIterator[RunningMachine]:
+    machine = await backend.launch(plan, cgroup=None)
+    try:
+        yield machine
+    finally:
+        await machine.destroy()
+
+
+def plant(plan: LaunchPlan, where: str, link: str, target: str) -> None:
+    """In place of whatever the lower layers have there."""
+    top = plan.layers[0] if where == "image" else plan.writable / "upper"
+    path = top / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+async def test_an_innocent_root_starts(backend: BwrapBackend, plan: LaunchPlan):
+    """The control of the refusals below: nothing but the link is in the way."""
+    async with launched(backend, plan) as machine:
+        hello = await machine.init.hello()
+        assert hello is not None
+
+
+@pytest.mark.parametrize("where", ["image", "disk"])
+@pytest.mark.parametrize("link", ["proc", "dev", "mnt", "mnt/shown", "srv", "srv/hidden"])
+@pytest.mark.parametrize("above", ["/oldroot", "/newroot/../oldroot", ""], ids=["oldroot", "around", "absolute"])
+async def test_a_link_in_place_of_a_mount_point_is_refused(
+    backend: BwrapBackend, plan: LaunchPlan, victim: Path, where: str, link: str, above: str
+):
+    plant(plan, where, link, f"{above}{victim}")
+    with pytest.raises(LaunchFailed, match="is not a plain directory, and is a mount point") as caught:
+        async with launched(backend, plan):
+            pass
+    assert "/" + link.partition("/")[0] in caught.value.message
+    assert os.listdir(victim) == []
+
+
+@pytest.mark.parametrize("where", ["image", "disk"])
+@pytest.mark.parametrize(
+    "link", ["etc", "tmp", "home", "usr/bin/sudo", "etc/hostname", "etc/machine-id", "etc/passwd"]
+)
+async def test_other_links_lead_nowhere(backend: BwrapBackend, plan: LaunchPlan, victim: Path, where: str, link: str):
+    """Where nothing is mounted a link may be, and whatever is read or written through it stays inside."""
+    plant(plan, where, link, f"/oldroot{victim}/reached")
+    (victim / "before").write_text("before")
+    async with launched(backend, plan) as machine:
+        await machine.init.hello()
+    assert os.listdir(victim) == ["before"]
+
+
+@pytest.mark.parametrize("prefix", [[], ["unshare", "--user", "--map-root-user"]], ids=["root", "user namespace"])
+def test_bwrap_alone_follows_such_a_link(tmp_path: Path, victim: Path, prefix: list[str]):
+    """The control: Debian 12's bwrap, given the same tree, makes the directory on the host."""
+    version = subprocess.run([BWRAP, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "mnt").symlink_to(f"/oldroot{victim}")
+    subprocess.run(
+        [*prefix, BWRAP, "--bind", tree, "/", "--dir", "/mnt/shown", "/none"], capture_output=True, check=False
+    )
+    if tuple(map(int, version.split("."))) < (0, 12):
+        assert os.listdir(victim) == ["shown"]
+    else:
+        pytest.skip(f"bwrap {version} does not follow it any more")
