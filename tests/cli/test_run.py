@@ -204,13 +204,13 @@ def test_a_sandbox_whose_sandboxctl_was_killed_ends_by_itself(ctl: Ctl, root_dae
     root_daemon.delete_all()
 
 
-def test_the_daemon_may_die_under_it(own_daemon: Daemon) -> None:
-    own_daemon.start()
-    with Ctl.of(own_daemon).start("run", "sh", "-c", "echo ready; exec sleep 600") as process:
+def test_the_daemon_may_die_under_it(own_root_daemon: Daemon) -> None:
+    own_root_daemon.start()
+    with Ctl.of(own_root_daemon).start("run", "sh", "-c", "echo ready; exec sleep 600") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"ready\n"
-        own_daemon.kill()
+        own_root_daemon.kill()
         assert process.wait(LIMIT) == 125
         assert b"cannot follow the command any more" in process.stderr.read()
 
