@@ -59,6 +59,31 @@ class PeerGoneError(Exception):
     """The peer hung up while its bytes were waiting for a handler that does not read."""
 
 
+class WatchedEvent:
+    """hypercorn's event, for its wait between pipelined requests: the connection is not read meanwhile."""
+
+    def __init__(self, hung_up: Callable[[], bool]) -> None:
+        self._event = trio.Event()
+        self._hung_up = hung_up
+
+    async def clear(self) -> None:
+        self._event = trio.Event()
+
+    async def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Raises `PeerGoneError` if the peer leaves before the event is set."""
+        while not self.is_set():
+            with trio.move_on_after(HANGUP_CHECK_INTERVAL) as timer:
+                await self._event.wait()
+            if timer.cancelled_caught and self._hung_up():
+                raise PeerGoneError
+
+
 class Exchange:
     """An application's view of one request.
 
@@ -168,7 +193,7 @@ class ExchangeTasks:
     ) -> None:
         self._applications = applications
         self._helpers = helpers
-        self._hung_up = hung_up
+        self.hung_up = hung_up
         self._output = output
         self._on_websocket = on_websocket
         self._credit: Credit | None = None
@@ -183,7 +208,7 @@ class ExchangeTasks:
         alone = cast("Any", scope)["http_version"] < "2"
         if alone and scope["type"] == "websocket":
             self._on_websocket()
-        exchange = Exchange(send, hung_up=self._hung_up, output=self._output if alone else None, credit=self._credit)
+        exchange = Exchange(send, hung_up=self.hung_up, output=self._output if alone else None, credit=self._credit)
         self._applications.start_soon(exchange.run, app, scope, name=_describe(scope))
         return exchange.put
 

@@ -15,6 +15,7 @@ import h2.events
 import h2.exceptions
 import h11
 
+from sandboxd.http.exchange import ExchangeTasks, WatchedEvent
 from sandboxd.http.stack import (
     ASGIFramework,
     ASGIWebsocketState,
@@ -53,6 +54,11 @@ def _without_extensions(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 class Http1(H11Protocol):
     """HTTP/1.0 and 1.1, and websockets over them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Stock hypercorn notices a pipelining client's leaving only when its first request has been answered.
+        self.can_read = WatchedEvent(cast("ExchangeTasks", self.task_group).hung_up)
 
     async def handle(self, event: Event) -> None:
         stream = self.stream
@@ -153,10 +159,11 @@ class Http2(H2Protocol):
             self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
             return
         request.headers = _without_extensions(headers)
-        websocket = (b":method", b"CONNECT") in headers
+        websocket = any(name == b":method" and value.upper() == b"CONNECT" for name, value in headers)
         if not websocket:
             self._unacknowledged[request.stream_id] = 0
-        cast("Any", self.task_group).grant_by(None if websocket else partial(self._acknowledge, request.stream_id))
+        credit = None if websocket else partial(self._acknowledge, request.stream_id)
+        cast("ExchangeTasks", self.task_group).grant_by(credit)
         await super()._create_stream(request)
 
 

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
 import h11
 import hypercorn.trio
 import trio
@@ -174,6 +177,48 @@ class Client:
     def reuse(self) -> None:
         """Get ready for another request on this connection; h11 raises if that is not possible."""
         self._h11.start_next_cycle()
+
+
+class Http2Client:
+    """An HTTP/2 client by prior knowledge, on h2."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.h2.initiate_connection()
+
+    async def request(self, method: str, path: str, *, end_stream: bool = True) -> int:
+        number = self.h2.get_next_available_stream_id()
+        pseudo = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "x")]
+        self.h2.send_headers(number, pseudo, end_stream=end_stream)
+        await self.flush()
+        return number
+
+    async def flush(self) -> None:
+        await self.stream.send_all(self.h2.data_to_send())
+
+    async def send_data(self, number: int, data: bytes, *, end_stream: bool = False) -> None:
+        """Send a frame of data, once the server leaves room for it."""
+        with trio.fail_after(PATIENCE):
+            while self.h2.local_flow_control_window(number) < len(data):
+                self.h2.receive_data(await self.stream.receive_some())
+        self.h2.send_data(number, data, end_stream=end_stream)
+        await self.flush()
+
+    async def response(self, number: int) -> tuple[str, bytes]:
+        status, body = "", b""
+        with trio.fail_after(PATIENCE):
+            while True:
+                for event in self.h2.receive_data(await self.stream.receive_some()):
+                    if isinstance(event, h2.events.ResponseReceived) and event.stream_id == number:
+                        status = dict(event.headers)[b":status"].decode()
+                    elif isinstance(event, h2.events.DataReceived):
+                        body += event.data
+                        self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    elif isinstance(event, h2.events.StreamEnded) and event.stream_id == number:
+                        await self.flush()
+                        return status, body
+                await self.flush()
 
 
 @asynccontextmanager

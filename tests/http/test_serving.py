@@ -3,11 +3,7 @@ import os
 import resource
 import socket
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any
 
-import h2.config
-import h2.connection
-import h2.events
 import h11
 import pytest
 import quart
@@ -15,76 +11,11 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandboxd.http.connection import SandboxdApp
-from sandboxd.http.peer import Credentials, peer_of
+from sandboxd.http.peer import Credentials
 from sandboxd.http.serving import ServingLimits
 from tests.http.support import PATIENCE, Client, client, exchange, is_serving, read_to_end, serving, websocket
 
 GET = b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n"
-
-
-@pytest.fixture
-def app() -> Any:
-    app: Any = SandboxdApp("serving")
-    app.entered = trio.Event()
-    app.release = trio.Event()
-
-    @app.get("/ok")
-    async def ok() -> dict[str, bool]:
-        return {"ok": True}
-
-    @app.get("/who")
-    async def who() -> dict[str, Any]:
-        peer = peer_of(quart.request.scope)
-        credentials = peer.credentials
-        return {
-            "listener": peer.listener,
-            "address": peer.address,
-            "ids": credentials and [credentials.pid, credentials.uid, credentials.gid],
-        }
-
-    @app.post("/echo")
-    async def echo() -> bytes:
-        return b"".join([chunk async for chunk in quart.request.body])
-
-    @app.post("/relay")
-    async def relay() -> Any:
-        async def body() -> Any:
-            async for chunk in source:
-                yield chunk
-
-        source = quart.request.body
-        return await quart.make_response(body())
-
-    @app.get("/held")
-    async def held() -> str:
-        app.entered.set()
-        await app.release.wait()
-        return "released"
-
-    @app.post("/held-upload")
-    async def held_upload() -> str:
-        return await held()
-
-    @app.get("/failing")
-    async def failing() -> str:
-        raise RuntimeError("boom")
-
-    @app.get("/half-failing")
-    async def half_failing() -> Any:
-        async def body() -> Any:
-            yield b"first half"
-            raise RuntimeError("boom")
-
-        return await quart.make_response(body())
-
-    @app.websocket("/ws")
-    async def ws() -> None:
-        await quart.websocket.accept()
-        while True:
-            await quart.websocket.send(await quart.websocket.receive())
-
-    return app
 
 
 # Who is there
@@ -131,6 +62,16 @@ async def test_pipelined_requests_are_answered_in_order(app):
             _, body = await http.response()
             assert body == b"%03d" % number
             http.reuse()
+
+
+async def test_pipelining_client_that_leaves_is_noticed(app):
+    """Its second request hides the end of the stream until the first one is answered."""
+    async with serving(app) as served:
+        async with await served.connect() as stream:
+            await stream.send_all(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n" + GET)
+            await app.entered.wait()
+        with trio.fail_after(PATIENCE):
+            await app.left.wait()
 
 
 async def test_hundreds_of_idle_connections_disturb_nobody(app):
@@ -397,163 +338,3 @@ async def test_websocket_message_over_the_limit_closes_1009_and_is_not_collected
             await stream.send_all(endless + b"x" * 150_000)
             answer = await read_to_end(stream)
             assert b"\x88\x02" + (1009).to_bytes(2) in answer
-
-
-# HTTP/2
-
-
-class Http2Client:
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
-        self.h2.initiate_connection()
-
-    async def request(self, method: str, path: str, *, end_stream: bool = True) -> int:
-        number = self.h2.get_next_available_stream_id()
-        pseudo = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "x")]
-        self.h2.send_headers(number, pseudo, end_stream=end_stream)
-        await self.flush()
-        return number
-
-    async def flush(self) -> None:
-        await self.stream.send_all(self.h2.data_to_send())
-
-    async def send_data(self, number: int, data: bytes, *, end_stream: bool = False) -> None:
-        """Send a frame of data, once the server leaves room for it."""
-        with trio.fail_after(PATIENCE):
-            while self.h2.local_flow_control_window(number) < len(data):
-                self.h2.receive_data(await self.stream.receive_some())
-        self.h2.send_data(number, data, end_stream=end_stream)
-        await self.flush()
-
-    async def response(self, number: int) -> tuple[str, bytes]:
-        status, body = "", b""
-        with trio.fail_after(PATIENCE):
-            while True:
-                for event in self.h2.receive_data(await self.stream.receive_some()):
-                    if isinstance(event, h2.events.ResponseReceived) and event.stream_id == number:
-                        status = dict(event.headers)[b":status"].decode()
-                    elif isinstance(event, h2.events.DataReceived):
-                        body += event.data
-                        self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                    elif isinstance(event, h2.events.StreamEnded) and event.stream_id == number:
-                        await self.flush()
-                        return status, body
-                await self.flush()
-
-
-async def test_http2_by_prior_knowledge(app):
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        for _ in range(3):
-            assert await http.response(await http.request("GET", "/ok")) == ("200", b'{"ok":true}\n')
-
-
-async def test_http2_requests_do_not_wait_for_one_another(app):
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        held = await http.request("GET", "/held")
-        await app.entered.wait()
-        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
-        app.release.set()
-        assert await http.response(held) == ("200", b"released")
-
-
-async def test_http2_connection_survives_data_after_the_response(app):
-    """An upload refused early: the peer is told to stop, its other requests go on."""
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        number = await http.request("POST", "/no-such-place", end_stream=False)
-        assert (await http.response(number))[0] == "404"
-        http.h2.send_data(number, b"still uploading")
-        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
-    assert served.server.statistics().failed == 0
-
-
-async def test_http2_upload_larger_than_every_window(app):
-    size = 2**20
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        number = await http.request("POST", "/echo", end_stream=False)
-        sent = 0
-        received = 0
-        with trio.fail_after(PATIENCE):
-            while received < size:
-                window = min(http.h2.local_flow_control_window(number), http.h2.max_outbound_frame_size, size - sent)
-                if window > 0:
-                    sent += window
-                    http.h2.send_data(number, bytes(window), end_stream=sent == size)
-                    await http.flush()
-                    continue
-                for event in http.h2.receive_data(await stream.receive_some()):
-                    if isinstance(event, h2.events.DataReceived):
-                        received += len(event.data)
-                        http.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                await http.flush()
-
-
-async def fill(http: Http2Client, number: int, *, limit: int) -> tuple[int, int]:
-    """Upload until the server leaves no more room: bytes sent, and received (and not acknowledged) meanwhile."""
-    sent = received = 0
-    with trio.move_on_after(0.25) as quiet:
-        while True:
-            size = min(http.h2.local_flow_control_window(number), http.h2.max_outbound_frame_size, limit - sent)
-            if size > 0:
-                await http.send_data(number, bytes(size))
-                sent += size
-            else:
-                for event in http.h2.receive_data(await http.stream.receive_some()):
-                    if isinstance(event, h2.events.DataReceived):
-                        received += event.flow_controlled_length
-            quiet.deadline = trio.current_time() + 0.25
-    return sent, received
-
-
-async def test_http2_upload_that_nobody_reads_does_not_hold_up_its_neighbours(app):
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        number = await http.request("POST", "/held-upload", end_stream=False)
-        await app.entered.wait()
-        sent, _ = await fill(http, number, limit=2**20)
-        assert sent < 2**20
-        assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
-        app.release.set()
-        await http.response(number)
-
-
-async def test_http2_relay_gets_along_with_a_client_that_reads_late(app):
-    """Both windows are used up again and again, and the client opens its own only when it can send no more."""
-    size = 512 * 1024
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        number = await http.request("POST", "/relay", end_stream=False)
-        total_sent = total_received = 0
-        with trio.fail_after(PATIENCE):
-            while total_received < size:
-                sent, received = await fill(http, number, limit=size - total_sent)
-                total_sent += sent
-                total_received += received
-                if received:
-                    http.h2.acknowledge_received_data(received, number)
-                    await http.flush()
-
-
-async def test_http2_uploads_refused_half_way_give_their_window_back(app):
-    """The window of the connection is 64 KiB: two such uploads would use it up for ever."""
-    async with serving(app) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        for _ in range(6):
-            number = await http.request("POST", "/nowhere", end_stream=False)
-            await http.send_data(number, bytes(16_000))
-            await http.send_data(number, bytes(16_000))
-            assert (await http.response(number))[0] == "404"
-        number = await http.request("POST", "/echo", end_stream=False)
-        await http.send_data(number, bytes(16_000), end_stream=True)
-        assert (await http.response(number))[1] == bytes(16_000)
-
-
-async def test_idle_http2_connection_is_closed_after_its_limit(app):
-    async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
-        http = Http2Client(stream)
-        await http.flush()
-        await read_to_end(stream)

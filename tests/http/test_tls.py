@@ -12,8 +12,7 @@ import trio
 from sandboxd.http.connection import SandboxdApp
 from sandboxd.http.listeners import TcpAddress, bind
 from sandboxd.http.serving import Server, ServingLimits
-from tests.http.support import PATIENCE
-from tests.http.test_serving import Http2Client
+from tests.http.support import PATIENCE, Http2Client
 
 CERTIFICATE = Path(__file__).with_name("tls.pem")
 
