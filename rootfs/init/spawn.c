@@ -239,6 +239,20 @@ static void raise_oom_score(void)
     close(fd);
 }
 
+/* Give the command its pipes and terminal: opening /dev/stderr is an open of the pipe's own inode, which asks for its
+ * owner.  Not those that a sudo caller handed over, nor /dev/null. */
+static void own_stdio(const struct spawn *spawn, const struct user *user)
+{
+    if (spawn->requester != 0 || user->uid == 0)
+        return;
+    for (int fd = 0; fd < 3; fd++) {
+        struct stat status;
+        if (fstat(fd, &status) == 0 && (S_ISFIFO(status.st_mode) || isatty(fd)) &&
+            fchown(fd, user->uid, (gid_t)-1) < 0)
+            return; /* without privileges all of them are the only user's already */
+    }
+}
+
 /* Runs in the keeper's memory, on a stack of its own, which AddressSanitizer would take for a wild one at _exit.
  * Signal dispositions are the defaults since init started. */
 __attribute__((no_sanitize("address"))) static int run_leader(void *argument)
@@ -253,8 +267,10 @@ __attribute__((no_sanitize("address"))) static int run_leader(void *argument)
     umask(022);
     /* While still root: the file belongs to root until the exec makes the process dumpable. */
     raise_oom_score();
-    if (set_stdio(spawn, failure) < 0 || set_limits(spawn, failure) < 0 ||
-        user_become(launch->user, failure) < 0 || enter_directory(launch, failure) < 0)
+    if (set_stdio(spawn, failure) < 0 || set_limits(spawn, failure) < 0)
+        _exit(127);
+    own_stdio(spawn, launch->user);
+    if (user_become(launch->user, failure) < 0 || enter_directory(launch, failure) < 0)
         _exit(127);
     close_all_but(NULL, 0);
     sigprocmask(SIG_SETMASK, &none, NULL);

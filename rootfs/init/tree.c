@@ -24,7 +24,7 @@ enum {
 };
 
 struct process {
-    pid_t pid, parent;
+    pid_t pid, parent, group;
     char state;
     bool member, stopped;
 };
@@ -46,11 +46,13 @@ static bool read_process(int proc, const char *pid_text, struct process *process
     if (n <= 0)
         return false;
     text[n] = 0;
-    /* "pid (name) state parent …": the name may hold anything, parentheses too; the last one ends it. */
+    /* "pid (name) state parent group …": the name may hold anything, parentheses too; the last one ends it. */
     const char *rest = strrchr(text, ')');
     if (rest == NULL || strlen(rest) < sizeof ") S 1" - 1)
         return false;
-    *process = (struct process){.pid = atoi(pid_text), .state = rest[2], .parent = atoi(rest + 3)};
+    char *end;
+    *process = (struct process){.pid = atoi(pid_text), .state = rest[2], .parent = (pid_t)strtol(rest + 3, &end, 10)};
+    process->group = (pid_t)strtol(end, NULL, 10);
     return true;
 }
 
@@ -156,6 +158,28 @@ static unsigned stop_members(const struct census *census)
     return running;
 }
 
+static int by_group(const void *left, const void *right)
+{
+    const struct process *a = left, *b = right;
+    return (a->group > b->group) - (a->group < b->group);
+}
+
+/* Kill the process groups that lie wholly in the tree.  A signal to a group is atomic against fork (the kernel holds
+ * the task list, and a fork with a signal pending starts over), so a fork bomb in one group dies in one go, where
+ * stopping its processes one by one would never catch up. */
+static void kill_groups(struct census *census)
+{
+    qsort(census->processes, census->count, sizeof *census->processes, by_group);
+    for (size_t first = 0, next; first < census->count; first = next) {
+        pid_t group = census->processes[first].group;
+        bool ours = group > 1 && group != getpgrp();
+        for (next = first; next < census->count && census->processes[next].group == group; next++)
+            ours = ours && (is_alive(&census->processes[next]) || census->processes[next].state == 'Z');
+        if (ours)
+            kill(-group, SIGKILL);
+    }
+}
+
 static void pause_ms(long ms)
 {
     nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
@@ -174,11 +198,12 @@ static int kill_members(struct census *census, const pid_t *roots, size_t root_c
             break;
         if (monotonic_ms() > deadline)
             return fail(failure, EBUSY, "busy", "cannot kill %zu processes", alive);
+        most = alive > most ? (unsigned)alive : most;
+        kill_groups(census);
         /* Only when a whole scan finds nothing running can no fork have been missed. */
         if (stop_members(census) > 0 && ++passes % MAX_STOP_PASSES != 0)
             continue;
-        unsigned killed = signal_members(census, SIGKILL);
-        most = killed > most ? killed : most;
+        signal_members(census, SIGKILL);
         pause_ms(1);
     }
     *count = most;

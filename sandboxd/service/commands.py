@@ -7,6 +7,7 @@ whether or not anybody reads, and leaving the block before the command ended kil
 
 import contextlib
 import errno
+import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -32,9 +33,12 @@ from sandboxd.model import (
 )
 from sandboxd.service.sandboxes import Entry
 
+log = logging.getLogger(__name__)
+
 SHELLS = ("/bin/bash", "/bin/sh")
 # Enough for sandbox-init to walk and kill a large tree; a machine that needs longer is being deleted anyway.
 KILL_LIMIT = 10.0
+KILL_RETRY = 1.0
 
 _STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
 
@@ -89,7 +93,13 @@ class RunningCommand:
         """A task beside the reader: the time limit."""
         await trio.sleep_until(deadline)
         self._timed_out = True
-        await self.kill()
+        while self.exited is None:
+            try:
+                await self.kill()
+                return
+            except Unprocessable as error:  # a bomb outran it, or something sleeps in the kernel
+                log.warning("command %d of %s: %s", self.started.id, self._entry.sandbox.id, error)
+                await trio.sleep(KILL_RETRY)
 
     def _translate(self, event: init_client.Event) -> CommandEvent:
         match event:
