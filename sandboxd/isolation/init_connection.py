@@ -1,6 +1,7 @@
 """One connection to sandbox-init per operation; see `init_client` for the whole."""
 
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from sandboxd.isolation.wire import Frame, FrameDecoder, Op, WireError
 
 _RECEIVE_SIZE: Final = 256 * 1024
 _LONGEST_ADDRESS: Final = 107
+_QUEUE_FULL_PAUSE: Final = 0.005
 _M = TypeVar("_M", bound=Message)
 
 
@@ -96,6 +98,35 @@ def unix_address(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
+def connect_nowait(path: Path) -> trio.SocketStream:
+    """Connect to a Unix socket, which never takes time; BlockingIOError when its queue is full for now.
+
+    Not `trio.open_unix_socket`: it takes the EAGAIN of a full queue for "in progress" and returns a stream that is
+    not connected.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        with unix_address(path) as address:
+            sock.connect(address)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def connect(path: Path) -> trio.SocketStream:
+    """Connect when there is room. Raises InitGone when nothing listens there."""
+    while True:
+        try:
+            return connect_nowait(path)
+        except BlockingIOError:
+            # Nothing announces room in the queue: poll() says that the socket is writable.
+            await trio.sleep(_QUEUE_FULL_PAUSE)
+        except OSError as error:
+            raise InitGone(f"cannot reach sandbox-init at {path}: {error.strerror}") from error
+
+
 class Connector:
     """Opens a connection for each operation. Holds nothing open in between."""
 
@@ -104,12 +135,7 @@ class Connector:
 
     @asynccontextmanager
     async def _open(self, request: bytes) -> AsyncIterator[Connection]:
-        try:
-            with unix_address(self._socket_path) as address:
-                stream = await trio.open_unix_socket(address)
-        except OSError as error:
-            raise InitGone(f"cannot reach sandbox-init at {self._socket_path}: {error.strerror}") from error
-        connection = Connection(stream)
+        connection = Connection(await connect(self._socket_path))
         try:
             await connection.send(request)
             yield connection

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import trio
 
-from sandboxd.isolation.init_client import Attachment, InitClient, SpawnRequest
+from sandboxd.isolation.init_client import Attachment, InitClient, InitGone, SpawnRequest
 from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
 from sandboxd.isolation.wire import Output, Stream
 
@@ -37,7 +37,13 @@ class RunningInit:
     async def wait_idle(self) -> None:
         """Until every keeper and worker has been reaped."""
         process = psutil.Process(self.pid)
-        while process.children():
+        await wait_until(lambda: not process.children())
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll for what the kernel does not announce."""
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(0.005)
 
 
@@ -54,7 +60,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextmanager
 def _started(command: Sequence[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command --listen-fd N`. Sanitizers write to files, since init has no stderr; any such file is a failure."""
+    """Run `command --listen-fd N`. Sanitizers write to files, since init has no stderr; any such is a failure."""
     reports = directory / "sanitizer"
     environment = {
         "PATH": os.environ["PATH"],
@@ -88,10 +94,13 @@ async def ordinary_init(binary: Path, directory: Path) -> AsyncIterator[RunningI
 
 
 async def _end(init: RunningInit, process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        raise AssertionError(f"sandbox-init has died: {process.returncode}")
-    descendants = psutil.Process(init.pid).children(recursive=True)
-    await init.client.shutdown(grace_ms=0)
+    try:
+        descendants = psutil.Process(init.pid).children(recursive=True)
+        await init.client.shutdown(grace_ms=0)
+    except (InitGone, psutil.NoSuchProcess):
+        # A test may have shut it down; nothing else ends it.
+        assert process.wait(10) == 0, f"sandbox-init has died: {process.returncode}"
+        return
     left = [child for child in descendants if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not left, left
 
