@@ -190,29 +190,30 @@ class HttpConnection(TrioASGIHTTPConnection):
             await send(start)
             await send({"type": "http.response.body", "body": data, "more_body": False})
             return
-        await send(start)
-        # A handler that streams may have no end; for HEAD hypercorn would drop it piece by piece.
-        if request.method != "HEAD":
-            await self._send_body(response, send)
+        if data is not None:
+            await send(start)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        else:
+            await self._stream(request, start, cast("Response", response), send)
         if request.http_version < "2":  # an HTTP/2 stream ends without its neighbours
             await request.body.drain()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stream(self, request: PacedRequest, start: Any, response: Response, send: ASGISendCallable) -> None:
+        """Send a body piece by piece; whatever happens from here on, its context is left."""
+        async with response.response as chunks:
+            await send(start)
+            if request.method == "HEAD":
+                return  # hypercorn would drop it piece by piece, and there may be no last piece
+            async for chunk in chunks:
+                data = chunk.encode() if isinstance(chunk, str) else chunk
+                await send({"type": "http.response.body", "body": data, "more_body": True})
 
     def _has_no_body(self, request: PacedRequest) -> bool:
         """HTTP/1 announces a body; in HTTP/2 the end of the stream tells."""
         headers = request.headers
         announced = "content-length" in headers or "transfer-encoding" in headers
         return request.http_version < "2" and not announced
-
-    async def _send_body(self, response: ResponseTypes, send: ASGISendCallable) -> None:
-        if isinstance(response, WerkzeugResponse):
-            for data in response.iter_encoded():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            return
-        async with response.response as chunks:
-            async for chunk in chunks:
-                data = chunk.encode() if isinstance(chunk, str) else chunk
-                await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def _in_memory(response: ResponseTypes) -> bytes | None:

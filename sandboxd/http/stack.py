@@ -53,7 +53,6 @@ from hypercorn.typing import (
     WebsocketScope,
 )
 from quart.asgi import ASGIHTTPConnection, ASGIWebsocketConnection
-from quart.ctx import AppContext, RequestContext, WebsocketContext
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
@@ -70,7 +69,6 @@ __all__ = (
     "ASGISendEvent",
     "ASGIWebsocketConnection",
     "ASGIWebsocketState",
-    "AppContext",
     "Closed",
     "ConnectionState",
     "DataBody",
@@ -82,7 +80,6 @@ __all__ = (
     "HypercornConfig",
     "QuartTrio",
     "RawData",
-    "RequestContext",
     "Scope",
     "StreamBody",
     "TrioASGIHTTPConnection",
@@ -93,7 +90,6 @@ __all__ = (
     "TrioWebsocket",
     "Updated",
     "WSStream",
-    "WebsocketContext",
     "WebsocketScope",
     "WorkerContext",
     "check_versions",

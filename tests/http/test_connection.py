@@ -7,6 +7,7 @@ import quart
 import trio
 import trio_websocket
 from quart import Response
+from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import InvalidRequest, TooLarge
 from sandboxd.http.connection import SandboxdApp, raw_path_segments, read_body, read_json
@@ -80,6 +81,22 @@ def app() -> Any:
                 app.left.set()
 
         return Response(body())
+
+    class Tracked(ResponseBody):
+        """A body that, like an open file, was made by the handler and must be closed by the response."""
+
+        async def __aenter__(self) -> Any:
+            return self.pieces()
+
+        async def __aexit__(self, *_: object) -> None:
+            app.left.set()
+
+        async def pieces(self) -> Any:
+            yield b"piece"
+
+    @app.get("/tracked")
+    async def tracked() -> Response:
+        return Response(Tracked())
 
     @app.get("/sized")
     async def sized() -> Response:
@@ -286,6 +303,14 @@ async def test_head_of_an_endless_stream_ends(app):
         answer = await exchange(served, b"HEAD /endless HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_body_is_closed_whether_it_was_sent_or_not(app, method):
+    async with serving(app) as served:
+        answer = await exchange(served, method + b" /tracked HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert (b"piece" in answer) is (method == b"GET")
+    assert app.left.is_set()
 
 
 async def test_error_pages_and_unknown_places_keep_the_connection(app):
