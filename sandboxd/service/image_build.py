@@ -44,14 +44,6 @@ EPOCH: Final = 1_700_000_000
 _LOG_LINES: Final = 30
 _LOG_WIDTH: Final = 300
 """The part of mmdebstrap's log that is kept for when it fails. Some of its lines name a hundred packages."""
-_DIE_WITH_US: Final = (
-    *("setpriv", "--pdeathsig=KILL", "--"),
-    *("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"),
-)
-"""Runs a command as the first process of a pid namespace that ends, with all in it, when this thread does.
-
-mmdebstrap ignores SIGTERM and SIGHUP while its children work, and would go on building for nobody.
-"""
 _STEPS: Final = {
     "running apt-get update": "fetching the package lists",
     "downloading packages with apt": "downloading packages",
@@ -156,7 +148,7 @@ def _mmdebstrap(
         hooks.append(f'/bin/sh {shlex.quote(str(setup))} "$1"')
     stage = "extract" if recipe.variant == "extract" else "customize"  # the last one that the variant reaches
     return [
-        *_DIE_WITH_US,
+        *_confined(),
         program,
         "--mode=unshare",
         f"--variant={recipe.variant}",
@@ -171,6 +163,20 @@ def _mmdebstrap(
         "-",
         str(scratch / "distribution.sources"),
     ]
+
+
+def _confined() -> tuple[str, ...]:
+    """Runs a command as the first process of a pid namespace that ends, with all in it, when this thread does.
+
+    mmdebstrap ignores SIGTERM and SIGHUP while its children work, and would go on building for nobody. Its mounts go
+    into a mount namespace that passes nothing on to the host's; only in a plain chroot, whose root is not a mount,
+    that cannot be asked for, and there mmdebstrap's own clean-up has to do.
+    """
+    mounts: tuple[str, ...] = ("--mount", "--propagation=private")
+    if subprocess.run(["unshare", *mounts, "--", "true"], capture_output=True, check=False).returncode != 0:
+        mounts = ()
+    die_with_us = ("setpriv", "--pdeathsig=KILL", "--")
+    return (*die_with_us, "unshare", "--pid", "--fork", "--kill-child=KILL", *mounts, "--")
 
 
 def _configure_apt(published: Path) -> str:

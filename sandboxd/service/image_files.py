@@ -4,8 +4,8 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sandboxd.kernel import syscalls
+
+log = logging.getLogger(__name__)
+
+_ONLY_HERE: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 _MOUNT_POINTS: Final = (("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777))
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,9 +81,34 @@ def move_away(path: Path) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a tree that may be gone already, or be going in another process."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    """Delete a tree that may be gone already, or be going in another process.
+
+    Never through a mount point: a build that was killed may have left the host's /dev mounted in its directory. What
+    such a mount keeps from being deleted stays, and is tried again by the next sweep.
+    """
+    try:
+        with open_directory(path) as directory:
+            _empty(directory)
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("cannot delete %s: %s; unmount what is mounted there", path, error)
+
+
+def _empty(directory: int) -> None:
+    for name in os.listdir(directory):
+        try:
+            os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        except IsADirectoryError:
+            below = syscalls.openat2(directory, name, flags=os.O_RDONLY | os.O_DIRECTORY, resolve=_ONLY_HERE)
+            try:
+                _empty(below)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=directory)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

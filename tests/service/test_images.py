@@ -265,3 +265,37 @@ def test_a_pin_holds_until_it_or_its_owner_is_gone(store: ImageStore, tmp_path: 
     store.remove("one")
     with pytest.raises(NotFound):
         store.pin(digest, state)
+
+
+# -- deletion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_nothing_is_deleted_through_a_mount(kind: str, store: ImageStore, tmp_path: Path) -> None:
+    """A bind mount of the same file system has the same device number, so comparing those would not do."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    point = store.directory / ".tmp-killed/dev"
+    point.mkdir(parents=True)
+    how = ["--bind", str(precious)] if kind == "bind" else ["-t", "tmpfs", "none"]
+    subprocess.run(["mount", *how, str(point)], check=True)
+    try:
+        (point / "device").touch()
+        ImageStore(store.directory)
+        assert (point / "device").exists()
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+    ImageStore(store.directory)
+    assert leftovers(store) == []
+
+
+def test_closed_and_deep_trees_are_deleted_and_links_not_followed(store: ImageStore, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    deep = store.directory.joinpath(".tmp-killed", *["d"] * 300)
+    deep.mkdir(parents=True)
+    (deep / "link").symlink_to(tmp_path / "precious")
+    deep.chmod(0)
+    ImageStore(store.directory)
+    assert leftovers(store) == []
+    assert (tmp_path / "precious/file").exists()
