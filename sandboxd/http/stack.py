@@ -52,7 +52,7 @@ from hypercorn.typing import (
     Scope,
     WebsocketScope,
 )
-from quart.asgi import ASGIHTTPConnection, ASGIWebsocketConnection
+from quart.asgi import ASGIWebsocketConnection
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
@@ -62,7 +62,6 @@ from quart_trio.wrappers.request import TrioBody
 __all__ = (
     "PINNED",
     "ASGIFramework",
-    "ASGIHTTPConnection",
     "ASGIReceiveCallable",
     "ASGIReceiveEvent",
     "ASGISendCallable",
