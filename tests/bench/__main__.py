@@ -29,18 +29,18 @@ def main() -> int:
     effort = QUICK if options.quick else FULL if options.full else DEFAULT
     progress = Console(stderr=True)
     facts = {**machine.facts(), "cgroups": machine.enter_private_view()}
-    with _workplace() as workplace:
-        systems, about = [], {}
-        try:
-            for system in _all_systems(workplace, with_peers=not options.no_peers, names=options.system):
-                progress.print(f"[dim]readying {system.name}[/]", highlight=False)
-                systems.append(system)
-                about[system.name] = _ready(system)
-            ready = [system for system in systems if not about[system.name].startswith("not available")]
-            figures = _measure(ready, effort, options.only or list(ROWS), progress)
-        finally:
-            for system in reversed(systems):
-                system.close()
+    with _workplace() as workplace, contextlib.ExitStack() as opened:
+        about = {}
+        ready = []
+        for system in _all_systems(workplace, with_peers=not options.no_peers, names=options.system):
+            progress.print(f"[dim]readying {system.name}[/]", highlight=False)
+            opened.callback(system.close)
+            try:
+                about[system.name] = f"{system.open()} [dim]({system.conditions})[/]"
+                ready.append(system)
+            except NotAvailable as reason:
+                about[system.name] = f"not available: {reason}"
+        figures = _measure(ready, effort, options.only or list(ROWS), progress)
     report = Report(machine=facts, systems=about, figures=figures)
     report.show(Console(width=None if sys.stdout.isatty() else 150))
     if options.json:
@@ -69,19 +69,13 @@ def _all_systems(workplace: Workplace, *, with_peers: bool, names: Sequence[str]
             yield system
 
 
-def _ready(system: System) -> str:
-    try:
-        return f"{system.open()} [dim]({system.conditions})[/]"
-    except NotAvailable as reason:
-        return f"not available: {reason}"
-
-
 def _measure(systems: Sequence[System], effort: Effort, rows: Sequence[str], progress: Console) -> list[Figure]:
     figures: list[Figure] = []
     for row in rows:
         progress.print(f"[dim]measuring {row}[/]", highlight=False)
         figures += ROWS[row](systems, effort)
-    return figures
+    order = list(dict.fromkeys(figure.row for figure in figures))
+    return sorted(figures, key=lambda figure: order.index(figure.row))
 
 
 @contextlib.contextmanager

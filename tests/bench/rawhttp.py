@@ -1,7 +1,7 @@
 """HTTP/1.1 on a Unix socket, as little of it as a measurement needs: one kept-alive connection per thread.
 
 The standard library's client costs about as much per request as the daemon does; this one costs a tenth of that.
-It understands answers with a Content-Length. For streams use tests.support.daemon.UnixConnection.
+It is for short answers; for streams use tests.support.daemon.UnixConnection.
 """
 
 import json
@@ -14,6 +14,7 @@ from tests.bench.measure import TrialFailed
 
 LIMIT = 60.0
 _HEAD_END = b"\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class RawClient:
@@ -61,12 +62,25 @@ def _read_answer(connection: socket.socket) -> tuple[int, bytes]:
     head, _, body = data.partition(_HEAD_END)
     lines = head.split(b"\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
+    status = int(lines[0].split()[1])
+    if headers.get(b"transfer-encoding") == b"chunked":
+        return status, _read_chunks(connection, body)
     parts = [body]
     missing = int(headers.get(b"content-length", b"0")) - len(body)
     while missing > 0:
         parts.append(_receive(connection))
         missing -= len(parts[-1])
-    return int(lines[0].split()[1]), b"".join(parts)
+    return status, b"".join(parts)
+
+
+def _read_chunks(connection: socket.socket, data: bytes) -> bytes:
+    while not data.endswith(_LAST_CHUNK):
+        data += _receive(connection)
+    body = b""
+    while (size := int(data.partition(b"\r\n")[0], 16)) > 0:
+        data = data.partition(b"\r\n")[2]
+        body, data = body + data[:size], data[size + 2 :]
+    return body
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -63,9 +63,7 @@ class Report:
         console.print()
         for name, about in self.systems.items():
             console.print(f"[dim]{name:>14}[/]  {about}", highlight=False, markup=True)
-        rows = list(dict.fromkeys(figure.row for figure in self.figures))
-        for row in rows:
-            console.print(_table(row, [figure for figure in self.figures if figure.row == row]))
+        console.print(_table(self.figures))
         self._show_verdict(console)
 
     def _show_verdict(self, console: Console) -> None:
@@ -84,17 +82,22 @@ class Report:
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _table(row: str, figures: Sequence[Figure]) -> Table:
-    table = Table(title=f"{row}, {figures[0].unit}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _table(figures: Sequence[Figure]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row")
     table.add_column("system")
     for column in ("p50", "p95", "p99", "best", "n", "failed"):
         table.add_column(column, justify="right")
     table.add_column("")
+    last = None
     for figure in figures:
+        if last is not None and figure.row != last:
+            table.add_section()
         numbers = [figure.percentile(50), figure.percentile(95), figure.percentile(99), figure.best]
         failed = f"[red]{len(figure.failures)}[/]" if figure.failures else "0"
-        shown = [_number(value) for value in numbers]
-        table.add_row(figure.system, *shown, str(len(figure.values)), failed, _remarks(figure))
+        label = "" if figure.row == last else f"[bold]{figure.row}[/] {figure.unit}"
+        table.add_row(label, figure.system, *map(_number, numbers), str(len(figure.values)), failed, _remarks(figure))
+        last = figure.row
     return table
 
 

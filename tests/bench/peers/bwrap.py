@@ -3,9 +3,10 @@
 import json
 import os
 import subprocess
-from pathlib import Path
+import time
 
-from tests.bench.density import descendants
+from tests.bench.density import command_line, descendants
+from tests.bench.measure import TrialFailed
 from tests.bench.provision import debian_program
 from tests.bench.systems import (
     IDLE,
@@ -17,6 +18,8 @@ from tests.bench.systems import (
     text_of,
     version_of,
 )
+
+START_LIMIT = 10.0
 
 
 class Bwrap(System):
@@ -51,7 +54,7 @@ class BwrapInstance(Instance):
         told, tell = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [*argv, "--info-fd", str(tell), *IDLE],
+                [*argv, "--as-pid-1", "--info-fd", str(tell), *IDLE],
                 pass_fds=[tell],
                 stdin=subprocess.DEVNULL,
             )
@@ -59,11 +62,18 @@ class BwrapInstance(Instance):
             os.close(tell)
         with open(told) as info:
             self._pid = json.load(info)["child-pid"]
-        # It sets itself up while we read: what it will have exec'ed is the sign that its mounts are in place.
-        while b"sleep" not in Path(f"/proc/{self._pid}/cmdline").read_bytes().split(b"\0")[0]:
-            os.sched_yield()
+        self._wait_ready()
         kinds = ("--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--root", "--wd")
         self._enter = [nsenter, "--target", str(self._pid), *kinds]
+
+    def _wait_ready(self) -> None:
+        """Until it has become the program: only then are its mounts in place."""
+        deadline = time.monotonic() + START_LIMIT
+        while IDLE[0].encode() not in command_line(self._pid).split(b"\0")[0]:
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TrialFailed("bwrap did not start its program")
+            time.sleep(0.001)
 
     def true(self) -> None:
         call([*self._enter, TRUE])

@@ -34,6 +34,7 @@ class Docker(System):
         program = debian_program("dockerd", "docker.io")
         directory = self.workplace.scratch / self.name
         directory.mkdir()
+        (directory / "daemon.json").write_text("{}")  # whatever the host's own file says stays out of this
         self.socket = directory / "docker.sock"
         with open(directory / "log", "wb") as log:
             self._process = subprocess.Popen(
@@ -108,7 +109,8 @@ class Docker(System):
 def _command(program: Path, directory: Path) -> list[str]:
     return [
         str(program), "--host", f"unix://{directory / 'docker.sock'}", "--data-root", str(directory / "data"),
-        "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"), "--config-file", "/dev/null",
+        "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"),
+        "--config-file", str(directory / "daemon.json"),
         "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=overlay2",
     ]  # fmt: skip
 
