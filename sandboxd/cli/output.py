@@ -73,11 +73,20 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        right = column.endswith(">")
-        table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    for number, column in enumerate(columns):
+        # The first column is what people copy, so it is always whole; the last takes more lines if it must.
+        whole = max((len(row[0]) for row in cells), default=0) if number == 0 else None
+        wraps = number == len(columns) - 1 and not column.endswith(">")
+        table.add_column(
+            column.rstrip(">"),
+            justify="right" if column.endswith(">") else "left",
+            min_width=whole,
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
