@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 MNT_DETACH: Final = 2
+MS_BIND: Final = 4096
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_NOSUID: Final = 2
@@ -41,10 +42,10 @@ def main(job_file: str) -> None:
     try:
         mount_kernel_file_systems()
         channel = open_terminal(CHANNEL)
-        mount_private_file_systems(job)
-        bring_loopback_up()
         for module in job["modules"]:
             load_module(module)
+        mount_private_file_systems(job)
+        bring_loopback_up()
         returncode = run(job)
         os.write(channel, f"exit {returncode}\n".encode())
         termios.tcdrain(channel)
@@ -79,13 +80,20 @@ def mount_private_file_systems(job: dict[str, Any]) -> None:
     for device, target in zip(("/dev/ubda", "/dev/ubdb"), job["disks"], strict=False):
         Path(target).mkdir(exist_ok=True)
         mount(device, target, "ext4")
-    temporary = Path(job["disks"][0], "tmp")
-    temporary.mkdir()
-    temporary.chmod(0o1777)
+    make_changeable(Path(job["disks"][0]))
     mount_host(job["shared"], 0)
     for path in job["visible"]:
         if not Path(path).exists():
             mount_host(path, MS_RDONLY)
+
+
+def make_changeable(disk: Path) -> None:
+    """Places on the disk for temporary files, for users' homes and for changes to /etc."""
+    for name in ("tmp", "home", "etc/upper", "etc/work"):
+        (disk / name).mkdir(parents=True)
+    (disk / "tmp").chmod(0o1777)
+    mount(f"{disk}/home", "/home", "", MS_BIND)
+    mount("overlay", "/etc", "overlay", 0, f"lowerdir=/etc,upperdir={disk}/etc/upper,workdir={disk}/etc/work")
 
 
 def mount_host(path: str, flags: int) -> None:

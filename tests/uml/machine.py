@@ -1,10 +1,11 @@
 """Run a program in a User-Mode Linux machine: a kernel with every cgroup controller, as a plain process.
 
 The machine sees this host's files at their own paths, read-only, so the checkout and its .venv work inside as
-they are. Private to it are /tmp, /run, /dev/shm (tmpfs) and an ext4 disk at DISK, which TMPDIR points to: hostfs can
-be no overlay's upper layer, and neither it nor tmpfs can be idmapped by this kernel (6.1). So a directory that must
-have its owners right, such as the images, is copied to a second disk, at COPIED. Nothing that happens inside can
-change the host, except through the job's own directory. It needs no privilege: inside, whoever started it is root.
+they are. Private to it are /tmp, /run, /dev/shm (tmpfs) and an ext4 disk at DISK, which TMPDIR points to: hostfs
+can be no overlay's upper layer, and neither it nor tmpfs can be idmapped by this kernel (6.1). So a directory that
+must have its owners right, such as the images, is copied to a second disk, at COPIED. /home is empty, and /etc is
+the host's with changes kept on the disk, so that users can be made. Nothing that happens inside can change the
+host, except through the job's own directory. It needs no privilege: inside, whoever started it is root.
 
     result = run_in_uml([sys.executable, "-c", "print('hello')"], timeout=60)
     assert (result.returncode, result.output) == (0, "hello\n")
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import selectors
+import shlex
 import shutil
 import signal
 import subprocess
@@ -81,8 +83,8 @@ def run_in_uml(
 class Machine:
     """One booted machine that runs one program and then halts.
 
-    env is added to the program's environment; modules are kernel modules to load; `copied` is a directory of this
-    host whose copy, owners and modes included, is to be at COPIED, where it can be written.
+    env is added to the program's environment; modules are kernel modules to load beside overlay; `copied` is a
+    directory of this host whose copy, owners and modes included, is to be at COPIED, where it can be written.
 
     Owns: the host processes of the machine (a session of their own) and a temporary directory; leaving `with`
     ends and removes them whatever happened.
@@ -95,7 +97,7 @@ class Machine:
         env: Mapping[str, str] | None = None,
         memory_mib: int = 1024,
         disk_mib: int = 4096,
-        modules: Sequence[str] = ("overlay",),
+        modules: Sequence[str] = (),
         copied: Path | None = None,
     ) -> None:
         if missing := missing_packages():
@@ -199,7 +201,7 @@ class Machine:
             "argv": [str(word) for word in argv],
             "cwd": str(CHECKOUT),
             "env": {"PATH": _SEARCH_PATH, "LANG": "C.UTF-8", **env},
-            "modules": list(modules),
+            "modules": ["overlay", *modules],
             "disks": [DISK, COPIED][: len(self._disks)],
             "shared": str(self._directory),
             # Must be visible even where the machine's own /tmp, /run or disk hides that part of the host.
@@ -208,8 +210,8 @@ class Machine:
         (self._directory / "job.json").write_text(json.dumps(job))
         # The kernel's command line splits at spaces and takes one path for init; a script knows no such limits.
         init = self._directory / "init"
-        words = " ".join(_quote(word) for word in (sys.executable, "-I", BOOT, self._directory / "job.json"))
-        init.write_text(f"#!/bin/sh\nexec {words}\n")
+        command = shlex.join((sys.executable, "-I", str(BOOT), str(self._directory / "job.json")))
+        init.write_text(f"#!/bin/sh\nexec {command}\n")
         init.chmod(0o755)
 
     def _start(self, channel: int, memory_mib: int) -> subprocess.Popen[bytes]:
@@ -268,7 +270,3 @@ def _memory_directory(memory_mib: int) -> str:
             if not status.f_flag & os.ST_NOEXEC and status.f_bavail * status.f_frsize >= memory_mib * _MIB:
                 return directory
     raise UmlError(f"cannot find {memory_mib} MiB for the machine's memory; point TMPDIR elsewhere")
-
-
-def _quote(word: str | Path) -> str:
-    return "'" + str(word).replace("'", "'\\''") + "'"

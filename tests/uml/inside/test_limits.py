@@ -12,8 +12,9 @@ from tests.support.daemon import Daemon
 
 MIB = 1 << 20
 SOON = 10.0
-# Uses some 100 MiB; page faults are slow in User-Mode Linux.
-HOG = "python3 -c 'data = b\"x\" * (96 << 20)'"
+# Small, because page faults are slow in User-Mode Linux.
+LIMIT = 32 * MIB
+HOG = "python3 -c 'data = b\"x\" * (48 << 20)'"
 
 
 def limited(daemon: Daemon, **limits: Any) -> str:
@@ -27,7 +28,7 @@ def test_every_limit_is_promised(daemon: Daemon) -> None:
 
 
 def test_a_command_over_the_memory_limit_is_killed_and_the_sandbox_lives_on(daemon: Daemon) -> None:
-    sandbox, neighbour = limited(daemon, memory_bytes=64 * MIB, swap_bytes=0), daemon.create()
+    sandbox, neighbour = limited(daemon, memory_bytes=LIMIT, swap_bytes=0), daemon.create()
     result = daemon.shell(sandbox, HOG)
     assert (result["oom_killed"], result["exit_code"], result["signal"]) == (True, 137, "SIGKILL")
     assert daemon.shell(sandbox, "echo still here")["stdout"] == "still here\n"
@@ -41,7 +42,7 @@ def test_a_command_over_the_memory_limit_is_killed_and_the_sandbox_lives_on(daem
 
 
 def test_a_command_in_the_memory_limit_is_not_taken_for_one_over_it(daemon: Daemon) -> None:
-    result = daemon.shell(limited(daemon, memory_bytes=64 * MIB), "kill -KILL $$")
+    result = daemon.shell(limited(daemon, memory_bytes=LIMIT), "kill -KILL $$")
     assert (result["oom_killed"], result["signal"]) == (False, "SIGKILL")
 
 
@@ -70,7 +71,7 @@ def test_writes_to_disk_are_slowed_to_their_limit(daemon: Daemon) -> None:
 
 
 def test_limits_are_still_in_force_after_the_daemon_was_killed(own_daemon: Daemon) -> None:
-    sandbox = limited(own_daemon.start(), memory_bytes=64 * MIB, swap_bytes=0)
+    sandbox = limited(own_daemon.start(), memory_bytes=LIMIT, swap_bytes=0)
     own_daemon.kill()
     own_daemon.start()
     result = own_daemon.shell(sandbox, HOG)
