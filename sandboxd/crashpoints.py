@@ -12,6 +12,7 @@ POINTS: Final = (
     "create:recorded",
     "create:directories",
     "create:cgroup",
+    "create:forked",
     "create:launched",
     "create:confirmed",
     "delete:recorded",

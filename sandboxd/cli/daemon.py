@@ -35,7 +35,7 @@ def serve(config: Path | None, **options: Any) -> None:
         loaded = load_config(config, overrides)
         set_up_logging(loaded)
         if not is_root() and not in_own_userns():
-            enter_rootless()
+            enter_rootless(loaded.state_dir)
         run_daemon(loaded, config, overrides)
     except StartupError as error:
         click.echo(f"sandboxd: {error}", err=True)
@@ -54,13 +54,20 @@ def run_daemon(loaded: Config, path: Path | None, overrides: dict[str, Any]) -> 
     trio.run(life)
 
 
-def enter_rootless() -> None:
+def enter_rootless(state_dir: Path) -> None:
+    """Become root of the user's own namespace: of the one where the sandboxes of an earlier daemon run, if any do."""
+    from sandboxd.isolation.marks import find_namespace
     from sandboxd.kernel import rootless
 
     # Decided by the person's own ids and home, before they look like root's.
     os.environ.setdefault("HOME", str(Path.home()))
     try:
-        rootless.enter_rootless_namespace()
+        earlier = find_namespace(state_dir / "sandboxes")
+        if earlier is None:
+            rootless.enter_rootless_namespace()
+        else:
+            rootless.rejoin_rootless_namespace(earlier)
+            os.close(earlier)
     except OSError as error:
         raise StartupError(f"cannot run without root: {error}") from error
 

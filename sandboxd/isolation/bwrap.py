@@ -17,11 +17,13 @@ from typing import Self
 
 import trio
 
+from sandboxd.crashpoints import crash_point
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation import seccomp
 from sandboxd.isolation.backend import KILL_LIMIT, RunningMachine, attach_by_pid, remove_cgroup
 from sandboxd.isolation.init_client import InitGone
 from sandboxd.isolation.launcher import Launcher
+from sandboxd.isolation.marks import MARK, marked_processes
 from sandboxd.isolation.plan import ForkRequest, LaunchPlan, StageMount
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup
@@ -35,9 +37,6 @@ LISTEN_BACKLOG = 128
 SAID_LIMIT = 2000
 
 HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-
-# In bwrap's arguments and in sandbox-init's environment: finds a sandbox's processes where there are no cgroups.
-MARK = "SANDBOXD_SANDBOX"
 
 # Docker's default set less MKNOD, NET_RAW and AUDIT_WRITE, which nothing here needs.
 CAPABILITIES = (
@@ -93,7 +92,7 @@ class BwrapBackend:
 
     async def sweep(self, sandboxes: AbstractSet[str]) -> None:
         if sandboxes:
-            await trio.to_thread.run_sync(_kill_monitors, frozenset(sandboxes))
+            await trio.to_thread.run_sync(_kill_marked, frozenset(sandboxes))
 
     def close(self) -> None:
         self._launcher.close()
@@ -102,6 +101,7 @@ class BwrapBackend:
         request = self.render(plan, in_cgroup=cgroup is not None)
         with _Pipe() as error, _Pipe() as info:
             monitor = await self._start(plan, request, cgroup, error, info)
+            crash_point("create:forked")
             try:
                 with trio.fail_after(READY_LIMIT):
                     pid = await _init_pid(info)
@@ -300,13 +300,7 @@ def _existing(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(path for path in paths if os.path.lexists(path))
 
 
-def _kill_monitors(sandboxes: frozenset[str]) -> None:
-    """SIGKILL the bwrap processes that carry one of these ids, and what they started."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                if MARK.encode() in words and words[words.index(MARK.encode()) + 1].decode() in sandboxes:
-                    children = Path(f"/proc/{entry}/task/{entry}/children").read_text().split()
-                    for pid in (*children, entry):
-                        os.kill(int(pid), signal.SIGKILL)
+def _kill_marked(sandboxes: frozenset[str]) -> None:
+    for pid in marked_processes(sandboxes):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

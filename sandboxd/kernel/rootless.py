@@ -49,6 +49,17 @@ def _first_range(path: str) -> int:
     )
 
 
+def rejoin_rootless_namespace(namespace: int) -> None:
+    """Become root of a namespace that an earlier process of this user made. Raises: OSError.
+
+    A daemon whose sandboxes outlived it has to: over what runs below another namespace, even one with the same ids,
+    the root of a new one has no power.
+    """
+    syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
 def enter_rootless_namespace() -> None:
     """Move this (single-threaded) process into its own user namespace, as root there. Raises: OSError."""
     ids = find_subordinate_ids()

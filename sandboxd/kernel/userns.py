@@ -4,6 +4,7 @@ A sandbox sees ids 0..65535; on the host they are `start`..`start`+65535. The na
 child whose maps its parent writes, because a process may not map ids that it does not own (user_namespaces(7)).
 """
 
+import fcntl
 import os
 import resource
 import signal
@@ -11,6 +12,9 @@ import signal
 from sandboxd.kernel import syscalls
 
 IDS_PER_RANGE = 65536
+
+# <linux/nsfs.h>
+_NS_GET_PARENT = 0xB702
 
 
 def make_userns(start: int, *, max_processes: int) -> int:
@@ -80,3 +84,12 @@ def enter_userns(descriptor: int) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+
+
+def parent_userns(pid: int) -> int:
+    """A descriptor of the user namespace in which a process's own was made. Raises: OSError."""
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(namespace, _NS_GET_PARENT)
+    finally:
+        os.close(namespace)

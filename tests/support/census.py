@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sandboxd.isolation.bwrap import MARK
+from sandboxd.isolation.marks import MARK
 
 RUN = "SANDBOXD_TEST_RUN"
 DAEMON = "SANDBOXD_TEST_DAEMON"
