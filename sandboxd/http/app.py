@@ -8,8 +8,8 @@ from werkzeug.exceptions import HTTPException
 
 from sandboxd.errors import SandboxdError
 from sandboxd.http.connection import SandboxdApp
+from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
-from sandboxd.http.native.schemas import ErrorBody
 from sandboxd.http.routes import add_routes, render
 from sandboxd.service.service import Service
 

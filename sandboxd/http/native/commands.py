@@ -9,9 +9,8 @@ from typing import Any
 import trio
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
-from sandboxd.http.native.schemas import (
+from sandboxd.http.native.command_schemas import (
     Encoding,
-    ErrorBody,
     ExecPlain,
     ExecResize,
     ExecSignal,
@@ -20,6 +19,7 @@ from sandboxd.http.native.schemas import (
     ShellResult,
     exit_facts,
 )
+from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.routes import Call, validate_message
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import ServerSentEvent, sse_response, to_json

@@ -3,7 +3,7 @@
 import time
 
 from sandboxd import __version__
-from sandboxd.http.native.schemas import CapabilitiesView, Health
+from sandboxd.http.native.daemon_schemas import CapabilitiesView, Health
 from sandboxd.http.routes import Call
 
 LIMITS = ("memory", "swap", "pids", "cpu", "io")

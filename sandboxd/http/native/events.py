@@ -6,7 +6,7 @@ from contextlib import aclosing
 import trio
 from quart import request
 
-from sandboxd.http.native.schemas import EventList, EventView
+from sandboxd.http.native.sandbox_schemas import EventList, EventView
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import ServerSentEvent, sse_response

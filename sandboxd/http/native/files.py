@@ -7,7 +7,7 @@ from typing import Self
 from quart import request
 from quart.wrappers.response import ResponseBody
 
-from sandboxd.http.native.schemas import Uploaded
+from sandboxd.http.native.file_schemas import Uploaded
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.isolation.init_files import FileReader

@@ -7,7 +7,7 @@ import trio
 from quart import request
 
 from sandboxd.errors import SandboxdError
-from sandboxd.http.native.schemas import ImageDeleted, ImageList, ImageView
+from sandboxd.http.native.daemon_schemas import ImageDeleted, ImageList, ImageView
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import ServerSentEvent, sse_response

@@ -1,6 +1,6 @@
 """API keys."""
 
-from sandboxd.http.native.schemas import CreatedKey, KeyList, KeyRevoked, KeyView
+from sandboxd.http.native.daemon_schemas import CreatedKey, KeyList, KeyRevoked, KeyView
 from sandboxd.http.routes import Call
 
 

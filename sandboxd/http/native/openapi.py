@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from quart.wrappers import Response
 
 from sandboxd import __version__
-from sandboxd.http.native.schemas import ErrorBody
+from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.routes import Call, Route
 from sandboxd.http.streams import to_json
 

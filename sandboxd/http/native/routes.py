@@ -1,6 +1,32 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
-from sandboxd.http.native import commands, daemon, events, files, images, keys, openapi, sandboxes, schemas
+from sandboxd.http.native import commands, daemon, events, files, images, keys, openapi, sandboxes
+from sandboxd.http.native.command_schemas import Shell, ShellResult
+from sandboxd.http.native.daemon_schemas import (
+    BuildImage,
+    CapabilitiesView,
+    CreatedKey,
+    CreateKey,
+    Health,
+    ImageDeleted,
+    ImageList,
+    ImageView,
+    ImportQuery,
+    KeyList,
+    KeyRevoked,
+)
+from sandboxd.http.native.file_schemas import FileQuery, Uploaded, UploadQuery
+from sandboxd.http.native.sandbox_schemas import (
+    CreateSandbox,
+    Deleted,
+    EventList,
+    EventQuery,
+    ListQuery,
+    MetricsView,
+    SandboxList,
+    SandboxView,
+    SetTimeout,
+)
 from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
@@ -10,58 +36,58 @@ SANDBOX = "/v1/sandboxes/<sandbox>"
 # fmt: off
 API = (
     Route(method="GET", path="/v1/health", handler=daemon.health, scope=None,
-          response=schemas.Health, summary="Whether the daemon is well"),
+          response=Health, summary="Whether the daemon is well"),
     Route(method="GET", path="/v1/capabilities", handler=daemon.capabilities, scope=READ,
-          response=schemas.CapabilitiesView, summary="What this daemon can do on this host"),
+          response=CapabilitiesView, summary="What this daemon can do on this host"),
 
     Route(method="POST", path="/v1/sandboxes", handler=sandboxes.create, scope=WRITE, optional_body=True,
-          body=schemas.CreateSandbox, response=schemas.SandboxView, status=201, summary="Create a sandbox"),
+          body=CreateSandbox, response=SandboxView, status=201, summary="Create a sandbox"),
     Route(method="GET", path="/v1/sandboxes", handler=sandboxes.list_all, scope=READ,
-          query=schemas.ListQuery, response=schemas.SandboxList,
+          query=ListQuery, response=SandboxList,
           summary="List sandboxes, oldest first; metadata.KEY=VALUE filters by metadata"),
     Route(method="GET", path=SANDBOX, handler=sandboxes.get, scope=READ,
-          response=schemas.SandboxView, summary="One sandbox, by id or name"),
+          response=SandboxView, summary="One sandbox, by id or name"),
     Route(method="DELETE", path=SANDBOX, handler=sandboxes.delete, scope=WRITE,
-          response=schemas.Deleted, summary="Destroy a sandbox"),
+          response=Deleted, summary="Destroy a sandbox"),
     Route(method="POST", path=f"{SANDBOX}/timeout", handler=sandboxes.set_timeout, scope=WRITE,
-          body=schemas.SetTimeout, response=schemas.SandboxView, summary="Set how long it may live from now on"),
+          body=SetTimeout, response=SandboxView, summary="Set how long it may live from now on"),
     Route(method="GET", path=f"{SANDBOX}/metrics", handler=sandboxes.metrics, scope=READ,
-          response=schemas.MetricsView, summary="What it uses now"),
+          response=MetricsView, summary="What it uses now"),
 
     Route(method="POST", path=f"{SANDBOX}/shell", handler=commands.shell, scope=WRITE,
-          body=schemas.Shell, response=schemas.ShellResult, summary="Run a command to its end"),
+          body=Shell, response=ShellResult, summary="Run a command to its end"),
     Route(method="POST", path=f"{SANDBOX}/shell/stream", handler=commands.shell_stream, scope=WRITE,
-          body=schemas.Shell, streams="sse", summary="Run a command and stream its output"),
+          body=Shell, streams="sse", summary="Run a command and stream its output"),
     Route(method="GET", path=f"{SANDBOX}/exec", handler=commands.exec_websocket, scope=WRITE,
           streams="websocket", summary="Run a command interactively: stdin, output, terminal, signals"),
 
     Route(method="PUT", path=f"{SANDBOX}/files", handler=files.upload, scope=WRITE,
-          query=schemas.UploadQuery, response=schemas.Uploaded, streams="upload",
+          query=UploadQuery, response=Uploaded, streams="upload",
           summary="Write a file of any size, atomically"),
     Route(method="GET", path=f"{SANDBOX}/files", handler=files.download, scope=READ,
-          query=schemas.FileQuery, streams="download", summary="Read a file"),
+          query=FileQuery, streams="download", summary="Read a file"),
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
-          query=schemas.EventQuery, response=schemas.EventList, summary="What happened, or what happens (SSE)"),
+          query=EventQuery, response=EventList, summary="What happened, or what happens (SSE)"),
 
     Route(method="GET", path="/v1/images", handler=images.list_all, scope=READ,
-          response=schemas.ImageList, summary="List images"),
+          response=ImageList, summary="List images"),
     Route(method="POST", path="/v1/images/import", handler=images.import_tar, scope=ADMIN,
-          query=schemas.ImportQuery, response=schemas.ImageView, status=201, streams="upload",
+          query=ImportQuery, response=ImageView, status=201, streams="upload",
           summary="Make an image of a tar archive"),
     Route(method="POST", path="/v1/images/build", handler=images.build, scope=ADMIN,
-          body=schemas.BuildImage, streams="sse", summary="Build an image from a recipe"),
+          body=BuildImage, streams="sse", summary="Build an image from a recipe"),
     Route(method="GET", path="/v1/images/<image>", handler=images.get, scope=READ,
-          response=schemas.ImageView, summary="One image, by name or digest"),
+          response=ImageView, summary="One image, by name or digest"),
     Route(method="DELETE", path="/v1/images/<image>", handler=images.delete, scope=ADMIN,
-          response=schemas.ImageDeleted, summary="Remove an image"),
+          response=ImageDeleted, summary="Remove an image"),
 
     Route(method="POST", path="/v1/keys", handler=keys.create, scope=ADMIN,
-          body=schemas.CreateKey, response=schemas.CreatedKey, status=201, summary="Create an API key"),
+          body=CreateKey, response=CreatedKey, status=201, summary="Create an API key"),
     Route(method="GET", path="/v1/keys", handler=keys.list_all, scope=ADMIN,
-          response=schemas.KeyList, summary="List API keys"),
+          response=KeyList, summary="List API keys"),
     Route(method="DELETE", path="/v1/keys/<key>", handler=keys.revoke, scope=ADMIN,
-          response=schemas.KeyRevoked, summary="Revoke an API key"),
+          response=KeyRevoked, summary="Revoke an API key"),
 )
 # fmt: on
 

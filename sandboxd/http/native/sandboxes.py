@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from quart import request
 
-from sandboxd.http.native.schemas import Deleted, MetricsView, SandboxList, SandboxView
+from sandboxd.http.native.sandbox_schemas import Deleted, MetricsView, SandboxList, SandboxView
 from sandboxd.http.routes import Call
 from sandboxd.model import Sandbox
 

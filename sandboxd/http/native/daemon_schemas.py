@@ -1,0 +1,114 @@
+"""Images, keys and the daemon itself on the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from sandboxd.http.native.fields import ImageName, Request, Response, rfc3339_time
+from sandboxd.model import ApiKey, Image, Scope
+
+
+class ImageView(Response):
+    digest: str
+    names: list[str]
+    created_at: datetime
+    size_bytes: int
+    user: str
+    workdir: str
+    source: str
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        return cls.model_construct(
+            digest=image.digest,
+            names=list(image.names),
+            created_at=rfc3339_time(image.created_at),
+            size_bytes=image.size,
+            user=image.user,
+            workdir=image.workdir,
+            source=image.source,
+        )
+
+
+class ImageList(Response):
+    images: list[ImageView]
+
+
+class ImportQuery(Request):
+    name: ImageName
+
+
+class BuildImage(Request):
+    recipe: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    rebuild: bool = False
+
+
+class ImageDeleted(Response):
+    image: str
+    status: Literal["deleted"] = "deleted"
+
+
+class CreateKey(Request):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] = [Scope.READ, Scope.WRITE]  # noqa: RUF012
+
+
+class KeyView(Response):
+    id: str
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    last_used_at: datetime | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        return cls.model_construct(**_key_facts(key))
+
+
+class CreatedKey(KeyView):
+    key: str
+    """the secret itself; it is shown this once"""
+
+    @classmethod
+    def with_secret(cls, key: ApiKey, secret: str) -> Self:
+        return cls.model_construct(**_key_facts(key), key=secret)
+
+
+def _key_facts(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "created_at": rfc3339_time(key.created_at),
+        "last_used_at": rfc3339_time(key.last_used_at),
+    }
+
+
+class KeyList(Response):
+    keys: list[KeyView]
+
+
+class KeyRevoked(Response):
+    id: str
+    status: Literal["revoked"] = "revoked"
+
+
+class Health(Response):
+    status: Literal["ok"] = "ok"
+    version: str
+    uptime_s: float
+    sandboxes: int
+
+
+class CapabilitiesView(Response):
+    version: str
+    backend: str
+    rootless: bool
+    default_image: str
+    limits: dict[str, bool]
+    """which limits this host can enforce"""
+    limits_reason: str
+    max_timeout_ms: int
+    max_sandboxes: int
+    networks: list[str]

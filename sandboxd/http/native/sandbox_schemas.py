@@ -1,0 +1,209 @@
+"""Sandboxes, their metrics and their events on the wire."""
+
+import dataclasses
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from sandboxd.http.native.fields import (
+    DAY_MS,
+    Env,
+    Hostname,
+    ImageName,
+    Metadata,
+    Name,
+    OptionalPath,
+    Request,
+    Response,
+    UserName,
+    rfc3339_time,
+)
+from sandboxd.model import Event, Limits, Sandbox, SandboxSpec, SandboxState
+from sandboxd.service.metrics import Metrics
+
+
+class LimitsModel(Request):
+    """What the sandbox may use. A limit that this host cannot enforce is refused (see GET /v1/capabilities)."""
+
+    memory_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
+    swap_bytes: Annotated[int, Field(ge=0, le=2**50)] | None = None
+    pids: Annotated[int, Field(ge=8, le=4_194_304)] | None = None
+    cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    read_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
+    write_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
+
+    def to_domain(self) -> Limits:
+        return Limits(
+            memory=self.memory_bytes,
+            swap=self.swap_bytes,
+            pids=self.pids,
+            cpus=self.cpus,
+            cpu_weight=self.cpu_weight,
+            read_bps=self.read_bps,
+            write_bps=self.write_bps,
+        )
+
+    @classmethod
+    def of(cls, limits: Limits) -> Self:
+        return cls.model_construct(
+            memory_bytes=limits.memory,
+            swap_bytes=limits.swap,
+            pids=limits.pids,
+            cpus=limits.cpus,
+            cpu_weight=limits.cpu_weight,
+            read_bps=limits.read_bps,
+            write_bps=limits.write_bps,
+        )
+
+
+class CreateSandbox(Request):
+    image: ImageName | None = None
+    name: Name | None = None
+    env: Env | None = None
+    metadata: Metadata | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
+    """lifetime from now on; without one the sandbox lives until it is deleted"""
+    limits: LimitsModel = LimitsModel()
+    user: UserName = ""
+    workdir: OptionalPath = ""
+    hostname: Hostname | None = None
+
+    def to_domain(self) -> SandboxSpec:
+        """`image` is still a name here, and may be empty; the service fills it in."""
+        return SandboxSpec(
+            image="",
+            image_name=self.image or "",
+            name=self.name,
+            env=self.env or {},
+            metadata=self.metadata or {},
+            limits=self.limits.to_domain(),
+            user=self.user,
+            workdir=self.workdir,
+            hostname=self.hostname or "sandbox",
+            timeout=None if self.timeout_ms is None else self.timeout_ms / 1000,
+        )
+
+
+class SandboxView(Response):
+    id: str
+    name: str | None
+    status: SandboxState
+    image: str
+    image_digest: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    end_at: datetime | None
+    """when its lifetime is over"""
+    end_reason: str | None
+    metadata: dict[str, str]
+    env: dict[str, str]
+    limits: LimitsModel
+    user: str
+    workdir: str
+    hostname: str
+    node_id: str
+
+    @classmethod
+    def of(cls, sandbox: Sandbox, node: str) -> Self:
+        spec = sandbox.spec
+        return cls.model_construct(
+            id=sandbox.id,
+            name=spec.name,
+            status=sandbox.state,
+            image=spec.image_name,
+            image_digest=spec.image,
+            created_at=rfc3339_time(sandbox.created_at),
+            started_at=rfc3339_time(sandbox.started_at),
+            ended_at=rfc3339_time(sandbox.ended_at),
+            end_at=rfc3339_time(sandbox.expires_at),
+            end_reason=sandbox.end_reason,
+            metadata=dict(spec.metadata),
+            env=dict(spec.env),
+            limits=LimitsModel.of(spec.limits),
+            user=spec.user,
+            workdir=spec.workdir,
+            hostname=spec.hostname,
+            node_id=node,
+        )
+
+
+class SandboxList(Response):
+    sandboxes: list[SandboxView]
+    next_cursor: str | None
+    """give it as `cursor` to read on; null at the end"""
+
+
+class ListQuery(Request):
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str, StringConstraints(max_length=64)] = ""
+    status: SandboxState | None = None
+
+
+class Deleted(Response):
+    id: str
+    status: Literal["deleted"] = "deleted"
+
+
+class SetTimeout(Request):
+    timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None
+    """lifetime from now on; null: until deleted"""
+
+
+class MetricsView(Response):
+    cpu_pct: float | None
+    """of one processor, since the last question"""
+    mem_used_mb: float
+    mem_pct: float | None
+    """of the memory limit, or of the machine's memory where there is none"""
+    pids: int
+    net_rx_bytes: int
+    net_tx_bytes: int
+    uptime_s: float
+    limits: LimitsModel
+    cgroup: dict[str, Any] | None
+    """counters of the sandbox's cgroup, null where the host does not count them"""
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Self:
+        return cls(
+            cpu_pct=None if metrics.cpu_percent is None else round(metrics.cpu_percent, 2),
+            mem_used_mb=round(metrics.memory / 1e6, 3),
+            mem_pct=None if metrics.memory_percent is None else round(metrics.memory_percent, 3),
+            pids=metrics.pids,
+            net_rx_bytes=metrics.received,
+            net_tx_bytes=metrics.sent,
+            uptime_s=round(metrics.uptime, 3),
+            limits=LimitsModel.of(metrics.limits),
+            cgroup=None if metrics.cgroup is None else dataclasses.asdict(metrics.cgroup),
+        )
+
+
+class EventView(Response):
+    id: int
+    at: datetime
+    kind: str
+    sandbox: str
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls.model_construct(
+            id=event.id, at=rfc3339_time(event.at), kind=event.kind, sandbox=event.sandbox, details=dict(event.facts)
+        )
+
+
+class EventList(Response):
+    events: list[EventView]
+    next_after: int
+    """give it as `after` to read on"""
+
+
+class EventQuery(Request):
+    after: Annotated[int, Field(ge=0, le=2**62)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    sandbox: Annotated[str, StringConstraints(max_length=64)] | None = None
+    follow: bool = False
+    """stream events as they happen (SSE); so does `Accept: text/event-stream`"""
