@@ -1,5 +1,6 @@
 """A fresh sandbox for each attack, under a daemon of root and under one of an ordinary user."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,22 @@ from tests.isolation.escape.inside import Sandbox
 from tests.support.daemon import Daemon
 
 
+@pytest.fixture(autouse=True)
+def as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the controls, which attack the host, take root; the sandboxes are an ordinary user's as well")
+
+
 @pytest.fixture
 def new_sandbox(daemon: Daemon) -> Callable[[], Sandbox]:
-    return lambda: Sandbox(daemon, daemon.create(), rootless=bool(daemon.prefix))
+    return lambda: confined(Sandbox(daemon, daemon.create(), rootless=bool(daemon.prefix)))
+
+
+def confined(sandbox: Sandbox) -> Sandbox:
+    """Some attacks would end this machine's processes if nothing at all held them: then none is started."""
+    for namespace in ("pid", "user"):
+        assert os.readlink(f"/proc/{sandbox.init}/ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
+    return sandbox
 
 
 @pytest.fixture

@@ -158,6 +158,20 @@ def outside(program: Path, *, user: int) -> str:
         copy.unlink()
 
 
+def test_setuid_files_of_a_sandbox_cannot_be_run_on_the_host(sandbox: Sandbox, compiled: Callable[[str], Path]):
+    """On disk a sandbox's root is root, so what it makes setuid would make root of anyone with an account on the
+    host: nobody else may get near it. The control: a copy of it where all may go.
+    """
+    sandbox.place(compiled(IDENTITY), "/setuid", mode="6755")
+    program = planted(sandbox, "setuid")
+    assert stat.S_IMODE(program.stat().st_mode) == 0o6755
+    with pytest.raises(PermissionError):
+        subprocess.run([program], user=65534, check=False)
+    assert outside(program, user=65534).split()[0] == str(program.stat().st_uid) == str(root_id(sandbox))
+    directories = [program.parents[1], program.parents[2]]
+    assert [stat.S_IMODE(directory.stat().st_mode) & 0o077 for directory in directories] == [0, 0]
+
+
 REWRITE = """
 def rewritten(path):
     "CVE-2019-5736: the program that runs the sandbox, through the links of /proc or where it lies."

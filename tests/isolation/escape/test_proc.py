@@ -157,6 +157,17 @@ def test_each_sandbox_is_a_machine_of_its_own(new_sandbox):
 MOUNTS = "report([line.split() for line in open('/proc/self/mountinfo')])"
 
 
+def test_no_mount_honours_setuid_or_devices(sandbox: Sandbox):
+    """But for the devices of /dev, which are mounts of their own. (Privileges could not grow by setuid anyway.)"""
+    options = {fields[4]: set(fields[5].split(",")) for fields in sandbox.python(MOUNTS)}
+    assert [place for place, given in options.items() if "nosuid" not in given] == []
+    assert [place for place, given in options.items() if "nodev" not in given and not place.startswith("/dev")] == []
+    assert "ro" in options["/dev/sandbox-init"]
+    assert "nosuid" not in {
+        option for fields in unconfined(MOUNTS) if fields[4] == "/" for option in fields[5].split(",")
+    }
+
+
 def test_mounts_do_not_tell_where_things_are_on_the_host(sandbox: Sandbox):
     """What still shows: kinds and options of file systems, the number of the disk, the first id of the range; and the
     place of sandbox-init below its file system's root, which is a constant where the runtime directory is in /run.
