@@ -13,19 +13,30 @@
 #include <time.h>
 #include <unistd.h>
 
-int fail(struct failure *failure, int error, const char *kind, const char *format, ...)
+static void describe(struct failure *failure, int error, const char *kind, const char *format, va_list arguments)
 {
     failure->error = error;
     snprintf(failure->kind, sizeof failure->kind, "%s", kind);
+    vsnprintf(failure->message, sizeof failure->message, format, arguments);
+}
 
+int fail(struct failure *failure, int error, const char *kind, const char *format, ...)
+{
     va_list arguments;
     va_start(arguments, format);
-    int written = vsnprintf(failure->message, sizeof failure->message, format, arguments);
+    describe(failure, error, kind, format, arguments);
     va_end(arguments);
+    size_t end = strlen(failure->message);
+    snprintf(failure->message + end, sizeof failure->message - end, ": %s", strerror(error));
+    return -1;
+}
 
-    size_t end = written < 0 ? 0 : strlen(failure->message);
-    if (error != 0)
-        snprintf(failure->message + end, sizeof failure->message - end, ": %s", strerror(error));
+int refuse(struct failure *failure, int error, const char *kind, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    describe(failure, error, kind, format, arguments);
+    va_end(arguments);
     return -1;
 }
 

@@ -21,8 +21,11 @@ struct failure {
     char message[512];
 };
 
-/* Fill in `failure`; ": <text of error>" is added when error is not 0.  Always returns -1. */
+/* Fill in `failure`; both return -1.  fail() is for system calls and adds ": <text of error>"; refuse() is for what
+ * we decide ourselves, where the format says it all. */
 int fail(struct failure *failure, int error, const char *kind, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+int refuse(struct failure *failure, int error, const char *kind, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 uint64_t monotonic_ms(void);

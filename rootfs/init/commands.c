@@ -105,7 +105,7 @@ static void forget(struct command *command)
 int command_release(struct command *command, struct failure *failure)
 {
     if (command->state != STATE_ENDED)
-        return fail(failure, EBUSY, "running", "cannot release command %llu: it is running",
+        return refuse(failure, EBUSY, "running", "cannot release command %llu: it is running",
                     (unsigned long long)command->id);
     forget(command);
     return 0;
@@ -357,7 +357,7 @@ static void keeper_ended(struct command *command)
     command->keeper = 0;
     if (command->state == STATE_STARTING && !command->released) {
         struct failure failure;
-        fail(&failure, 0, "resource", "cannot start the command: its keeper was killed");
+        refuse(&failure, ECHILD, "resource", "cannot start the command: its keeper was killed");
         start_failed(command, &failure);
         return;
     }
@@ -477,15 +477,15 @@ static int check_request(const struct request *request, struct failure *failure)
 {
     uint64_t ring = request->number[TAG_RING_SIZE];
     if (has(request, TAG_RING_SIZE) && (ring < MIN_RING || ring > MAX_RING))
-        return fail(failure, EINVAL, "request", "cannot keep %llu bytes of output: use %d to %d",
+        return refuse(failure, EINVAL, "request", "cannot keep %llu bytes of output: use %d to %d",
                     (unsigned long long)ring, MIN_RING, MAX_RING);
     if (request->number[TAG_LINGER_MS] > MAX_LINGER_MS || request->bytes[TAG_LABEL].length > MAX_LABEL)
-        return fail(failure, EINVAL, "request", "cannot use a linger of more than %d ms or a label of more than %d bytes",
+        return refuse(failure, EINVAL, "request", "cannot use a linger of more than %d ms or a label of more than %d bytes",
                     MAX_LINGER_MS, MAX_LABEL);
     if (has(request, TAG_COLS) != has(request, TAG_ROWS) || request->number[TAG_STDIN_MODE] > STDIN_PIPE)
-        return fail(failure, EINVAL, "request", "cannot use a terminal without both sizes, or an unknown stdin mode");
+        return refuse(failure, EINVAL, "request", "cannot use a terminal without both sizes, or an unknown stdin mode");
     if (command_count >= MAX_COMMANDS)
-        return fail(failure, EAGAIN, "resource", "cannot run more than %d commands at once", MAX_COMMANDS);
+        return refuse(failure, EAGAIN, "resource", "cannot run more than %d commands at once", MAX_COMMANDS);
     return 0;
 }
 
@@ -565,7 +565,7 @@ int command_end_input(struct command *command)
 int command_resize(struct command *command, uint16_t cols, uint16_t rows, struct failure *failure)
 {
     if (!command->terminal)
-        return fail(failure, ENOTTY, "terminal", "cannot resize command %llu: it has no terminal",
+        return refuse(failure, ENOTTY, "terminal", "cannot resize command %llu: it has no terminal",
                     (unsigned long long)command->id);
     if (watch_is_open(&command->input) && terminal_resize(command->input.fd, cols, rows) < 0)
         return fail(failure, errno, "terminal", "cannot resize the terminal");
@@ -575,7 +575,7 @@ int command_resize(struct command *command, uint16_t cols, uint16_t rows, struct
 int command_signal(const struct command *command, int signo, enum signal_scope scope, struct failure *failure)
 {
     if (command->state != STATE_RUNNING)
-        return fail(failure, ESRCH, "ended", "cannot signal command %llu: it has ended",
+        return refuse(failure, ESRCH, "ended", "cannot signal command %llu: it has ended",
                     (unsigned long long)command->id);
     if (kill(scope == SCOPE_GROUP ? -command->leader : command->leader, signo) < 0)
         return fail(failure, errno, "signal", "cannot send signal %d", signo);

@@ -24,13 +24,13 @@ int get_owner(const struct request *request, struct owner *owner, struct failure
     *owner = (struct owner){(uid_t)-1, (gid_t)-1};
     if (has(request, TAG_OWNER)) {
         if (bytes_to_string(request->bytes[TAG_OWNER], name, sizeof name) < 0)
-            return fail(failure, EINVAL, "user", "cannot use this owner: the name is too long or holds a NUL byte");
+            return refuse(failure, EINVAL, "user", "cannot use this owner: the name is too long or holds a NUL byte");
         if (uid_from_text(name, &owner->uid, failure) < 0)
             return -1;
     }
     if (has(request, TAG_GROUP)) {
         if (bytes_to_string(request->bytes[TAG_GROUP], name, sizeof name) < 0)
-            return fail(failure, EINVAL, "group", "cannot use this group: the name is too long or holds a NUL byte");
+            return refuse(failure, EINVAL, "group", "cannot use this group: the name is too long or holds a NUL byte");
         if (gid_from_text(name, &owner->gid, failure) < 0)
             return -1;
     }
@@ -97,7 +97,7 @@ int file_symlink(struct worker *worker, const struct request *request, struct fa
     if (get_path(request, TAG_PATH, path, failure) < 0)
         return -1;
     if (bytes_to_string(request->bytes[TAG_TARGET], destination, sizeof destination) < 0)
-        return fail(failure, EINVAL, "path", "cannot use this target: it is too long or holds a NUL byte");
+        return refuse(failure, EINVAL, "path", "cannot use this target: it is too long or holds a NUL byte");
     if (symlink(destination, path) < 0)
         return fail(failure, errno, "file", "cannot make symbolic link \"%.300s\"", path);
     return worker_ok(worker);

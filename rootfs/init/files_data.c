@@ -18,7 +18,7 @@ int open_regular(const char *path, int flags, mode_t mode, struct stat *status, 
     int fd = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, mode);
     /* What a FIFO without a reader, and a socket, say to open(). */
     if (fd < 0 && errno == ENXIO)
-        return fail(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
+        return refuse(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
     if (fd < 0 || fstat(fd, status) < 0)
         return fail(failure, errno, "file", "cannot open \"%.300s\"", path);
     if (S_ISREG(status->st_mode))
@@ -26,7 +26,7 @@ int open_regular(const char *path, int flags, mode_t mode, struct stat *status, 
     close(fd);
     if (S_ISDIR(status->st_mode))
         return fail(failure, EISDIR, "file", "cannot open \"%.300s\"", path);
-    return fail(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
+    return refuse(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */
@@ -235,7 +235,7 @@ int file_write(struct worker *worker, const struct request *request, struct fail
     if (get_path(request, TAG_PATH, target.path, failure) < 0 || get_owner(request, &owner, failure) < 0)
         return -1;
     if (atomic && (has_flag(request, FLAG_APPEND) || has(request, TAG_OFFSET)))
-        return fail(failure, EINVAL, "request", "cannot write a part of a file atomically");
+        return refuse(failure, EINVAL, "request", "cannot write a part of a file atomically");
     if (has_flag(request, FLAG_PARENTS) && make_parents(&owner, failure) < 0)
         return -1;
     target.fd = atomic ? open_temporary(failure) : open_in_place(request, failure);

@@ -16,7 +16,7 @@ enum { NAMES_CACHED = 16, DEFAULT_ENTRIES = 100 * 1000 };
 int get_path(const struct request *request, enum tag tag, char path[static MAX_PATH + 1], struct failure *failure)
 {
     if (bytes_to_string(request->bytes[tag], path, MAX_PATH + 1) < 0 || path[0] != '/')
-        return fail(failure, EINVAL, "path", "cannot use this path: it must be absolute, without NUL, and of at most "
+        return refuse(failure, EINVAL, "path", "cannot use this path: it must be absolute, without NUL, and of at most "
                                              "%d bytes", MAX_PATH);
     return 0;
 }
@@ -162,7 +162,7 @@ int file_list(struct worker *worker, const struct request *request, struct failu
     if (get_path(request, TAG_PATH, path, failure) < 0)
         return -1;
     if (listing.depth < 1 || listing.depth > MAX_DEPTH)
-        return fail(failure, EINVAL, "request", "cannot list to this depth: use 1 to %d", MAX_DEPTH);
+        return refuse(failure, EINVAL, "request", "cannot list to this depth: use 1 to %d", MAX_DEPTH);
     int fd = open_directory(AT_FDCWD, path, 0);
     if (fd < 0)
         return fail(failure, errno, "file", "cannot list directory \"%.300s\"", path);

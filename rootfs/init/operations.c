@@ -43,7 +43,7 @@ static struct command *find_or_fail(struct connection *connection, const struct 
     struct failure failure;
     struct command *command = command_find(request->number[TAG_COMMAND]);
     if (command == NULL) {
-        fail(&failure, ESRCH, "unknown", "cannot find command %llu: it never was, or has been forgotten",
+        refuse(&failure, ESRCH, "unknown", "cannot find command %llu: it never was, or has been forgotten",
              (unsigned long long)request->number[TAG_COMMAND]);
         connection_fail(connection, &failure);
     }
@@ -124,7 +124,7 @@ static void signal_command(struct connection *connection, const struct request *
         return;
     uint64_t signo = request->number[TAG_SIGNO], scope = request->number[TAG_SCOPE];
     if (signo > 64 || scope > SCOPE_TREE) {
-        fail(&failure, EINVAL, "request", "cannot send signal %llu: use 0 to 64, to the leader, group or tree",
+        refuse(&failure, EINVAL, "request", "cannot send signal %llu: use 0 to 64, to the leader, group or tree",
              (unsigned long long)signo);
         connection_fail(connection, &failure);
     } else if (scope == SCOPE_TREE) {

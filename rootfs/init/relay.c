@@ -175,7 +175,7 @@ static int connect_ipv6(struct relay *relay)
     return begin_connect(relay, (const struct sockaddr *)(const void *)&address, sizeof address);
 }
 
-static void refuse(struct relay *relay, int error, const char *what)
+static void give_up(struct relay *relay, int error, const char *what)
 {
     struct failure failure;
     struct connection *connection = relay->connection;
@@ -193,7 +193,7 @@ static void try_next(struct relay *relay, int error)
     /* What the first address said is the better reason: often there is no IPv6 at all. */
     char what[16];
     snprintf(what, sizeof what, "port %u", relay->port);
-    refuse(relay, error, relay->port != 0 ? what : "the socket");
+    give_up(relay, error, relay->port != 0 ? what : "the socket");
 }
 
 static void connect_path(struct relay *relay, struct bytes path)
@@ -203,7 +203,7 @@ static void connect_path(struct relay *relay, struct bytes path)
     if (path.length > 0 && path.data[0] == '/' && bytes_to_string(path, address.sun_path, sizeof address.sun_path) == 0)
         error = begin_connect(relay, (const struct sockaddr *)(const void *)&address, sizeof address);
     if (error != 0)
-        refuse(relay, error, "the socket: its path must be absolute, shorter than 108 bytes, and be listened on");
+        give_up(relay, error, "the socket: its path must be absolute, shorter than 108 bytes, and be listened on");
 }
 
 void relay_start(struct connection *connection, const struct request *request)

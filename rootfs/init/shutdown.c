@@ -57,7 +57,7 @@ void shutdown_start(struct connection *connection, const struct request *request
 {
     if (requester != NULL) {
         struct failure failure;
-        fail(&failure, EALREADY, "busy", "cannot shut down twice");
+        refuse(&failure, EALREADY, "busy", "cannot shut down twice");
         connection_fail(connection, &failure);
         return;
     }

@@ -48,10 +48,10 @@ static int check_strings(const struct request *request, struct failure *failure)
         if (field.tag != TAG_ARG && field.tag != TAG_ENV && field.tag != TAG_CWD && field.tag != TAG_USER)
             continue;
         if (memchr(field.value, 0, field.length) != NULL)
-            return fail(failure, EINVAL, "request", "cannot pass a string with a NUL byte to a command");
+            return refuse(failure, EINVAL, "request", "cannot pass a string with a NUL byte to a command");
         const uint8_t *equals = memchr(field.value, '=', field.length);
         if (field.tag == TAG_ENV && (equals == NULL || equals == field.value))
-            return fail(failure, EINVAL, "request", "cannot use environment entry \"%.*s\": it is not NAME=VALUE",
+            return refuse(failure, EINVAL, "request", "cannot use environment entry \"%.*s\": it is not NAME=VALUE",
                         field.length < 80 ? (int)field.length : 80, (const char *)field.value);
     }
     return 0;
@@ -325,7 +325,7 @@ static int authorize(const struct spawn *spawn, struct report *report)
     if (spawn->requester == 0)
         return 0;
     if (!user_may_sudo(spawn->requester_uid))
-        return fail(&report->failure, EPERM, "denied", "cannot use sudo as uid %u: it is not in group sudo",
+        return refuse(&report->failure, EPERM, "denied", "cannot use sudo as uid %u: it is not in group sudo",
                     spawn->requester_uid);
     return tree_find_keeper(spawn->requester, &report->requester_keeper, &report->failure);
 }

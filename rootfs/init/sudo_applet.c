@@ -343,7 +343,7 @@ _Noreturn static void finish(const struct request *exited)
     leave((int)exited->number[TAG_EXIT_CODE]);
 }
 
-_Noreturn static void refuse(const struct request *error)
+_Noreturn static void print_refusal(const struct request *error)
 {
     char message[512];
     struct bytes bytes = error->bytes[TAG_MESSAGE];
@@ -369,7 +369,7 @@ static void handle_frame(const struct frame *frame)
     else if (frame->type == OP_EXITED)
         finish(&request);
     else if (frame->type == OP_ERROR)
-        refuse(&request);
+        print_refusal(&request);
 }
 
 static void receive_frames(void)

@@ -197,7 +197,7 @@ static int kill_members(struct census *census, const pid_t *roots, size_t root_c
         if (alive == 0)
             break;
         if (monotonic_ms() > deadline)
-            return fail(failure, EBUSY, "busy", "cannot kill %zu processes", alive);
+            return refuse(failure, EBUSY, "busy", "cannot kill %zu processes", alive);
         most = alive > most ? (unsigned)alive : most;
         kill_groups(census);
         /* Only when a whole scan finds nothing running can no fork have been missed. */
@@ -247,5 +247,5 @@ int tree_find_keeper(pid_t pid, pid_t *keeper, struct failure *failure)
     }
     if (proc >= 0)
         close(proc);
-    return fail(failure, ESRCH, "denied", "cannot use sudo for a process that is gone");
+    return refuse(failure, ESRCH, "denied", "cannot use sudo for a process that is gone");
 }

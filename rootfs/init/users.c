@@ -230,7 +230,7 @@ int user_lookup(const char *spec, struct user *user, struct failure *failure)
     if (!found && strcmp(spec, "root") == 0)
         found = lookup_number("0", user);
     if (!found)
-        return fail(failure, 0, "user", "cannot use user \"%.200s\": no such user in the sandbox's %s", spec,
+        return refuse(failure, ENOENT, "user", "cannot use user \"%.200s\": no such user in the sandbox's %s", spec,
                     passwd_path);
     find_groups(user);
     user_defaults(user);
@@ -326,7 +326,7 @@ int uid_from_text(const char *text, uid_t *uid, struct failure *failure)
     if (find_user(text, 0, &user))
         *uid = user.uid;
     else if (!parse_id(text, uid))
-        return fail(failure, 0, "user", "cannot use user \"%.200s\": no such user in the sandbox's %s", text,
+        return refuse(failure, ENOENT, "user", "cannot use user \"%.200s\": no such user in the sandbox's %s", text,
                     passwd_path);
     return 0;
 }
@@ -334,7 +334,7 @@ int uid_from_text(const char *text, uid_t *uid, struct failure *failure)
 int gid_from_text(const char *text, gid_t *gid, struct failure *failure)
 {
     if (!find_group(text, gid, NULL) && !parse_id(text, gid))
-        return fail(failure, 0, "group", "cannot use group \"%.200s\": no such group in the sandbox's %s", text,
+        return refuse(failure, ENOENT, "group", "cannot use group \"%.200s\": no such group in the sandbox's %s", text,
                     group_path);
     return 0;
 }

@@ -82,7 +82,7 @@ static int change_user(const struct request *request, struct failure *failure)
     if (!has(request, TAG_USER))
         return 0;
     if (bytes_to_string(request->bytes[TAG_USER], name, sizeof name) < 0)
-        return fail(failure, EINVAL, "user", "cannot use this user: the name is too long or holds a NUL byte");
+        return refuse(failure, EINVAL, "user", "cannot use this user: the name is too long or holds a NUL byte");
     return user_lookup(name, &user, failure) < 0 ? -1 : user_become(&user, failure);
 }
 
@@ -108,7 +108,7 @@ void worker_start(struct connection *connection, const struct request *request,
 {
     struct failure failure;
     if (connections_working() >= MAX_WORKERS) {
-        fail(&failure, EAGAIN, "resource", "cannot run more than %d file operations at once", MAX_WORKERS);
+        refuse(&failure, EAGAIN, "resource", "cannot run more than %d file operations at once", MAX_WORKERS);
         connection_fail(connection, &failure);
         return;
     }

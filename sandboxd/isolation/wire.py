@@ -15,7 +15,7 @@ and paths are bytes in the sandbox and become `str` with surrogateescape.
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import STRICT, IntEnum, IntFlag
 from typing import Final
 
 PROTOCOL_VERSION: Final = 1
@@ -150,7 +150,7 @@ class Tag(IntEnum):
     GRACE_MS = 57
 
 
-class Flag(IntFlag):
+class Flag(IntFlag, boundary=STRICT):
     """Bits of the FLAGS field; each has one meaning, whatever the message."""
 
     ATTACH = 0x1

@@ -116,7 +116,7 @@ class TestStarting:
             (SpawnRequest(argv=["/tmp"]), "program", 13),
             (SpawnRequest(argv=["true"], cwd="/nowhere"), "cwd", 2),
             (SpawnRequest(argv=["true"], cwd="/etc/passwd"), "cwd", 20),
-            (SpawnRequest(argv=["true"], user="nobody-here"), "user", 0),
+            (SpawnRequest(argv=["true"], user="nobody-here"), "user", 2),
             (SpawnRequest(argv=["true"], rlimits=[ResourceLimit(999, 1, 1)]), "rlimit", 22),
             (SpawnRequest(argv=["true"], ring_size=1), "request", 22),
             (SpawnRequest(argv=["true"], label=bytes(300)), "request", 22),

@@ -100,6 +100,12 @@ def mutate(chance: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return re.sub(rb"/(?!etc|tmp)", b"_", bytes(changed))
 
 
+async def kill_all(init: RunningInit) -> None:
+    for listed in await init.client.commands():
+        with suppress(InitError):  # a RELEASE of the fuzzer's may still be under way
+            await init.client.signal(listed.command, 9, scope=Scope.TREE)
+
+
 async def test_mutated_conversations(sanitized_init: RunningInit, directory: Path) -> None:
     init = sanitized_init
     seed = int(os.environ.get("FUZZ_SEED", time.time_ns()))
@@ -121,13 +127,11 @@ async def test_mutated_conversations(sanitized_init: RunningInit, directory: Pat
                 pass
         sent += 1
         if sent % 50 == 0:
-            for listed in await init.client.commands():
-                await init.client.signal(listed.command, 9, scope=Scope.TREE)
+            await kill_all(init)
     assert sent > 100
     with trio.fail_after(20):
         assert (await init.client.hello()).pid == init.pid
-        for listed in await init.client.commands():
-            await init.client.signal(listed.command, 9, scope=Scope.TREE)
+        await kill_all(init)
         await init.wait_idle()
         assert (await shell(init.client, "echo alive")).stdout == b"alive\n"
 

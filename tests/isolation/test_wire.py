@@ -1,0 +1,251 @@
+"""Framing and messages: round trips, arbitrary cuts, and garbage."""
+
+import dataclasses
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxd.isolation.init_client import SpawnRequest, TerminalSize
+from sandboxd.isolation.init_messages import (
+    MESSAGES,
+    Done,
+    End,
+    Exited,
+    Message,
+    ResourceLimit,
+    Started,
+    encode_fields,
+)
+from sandboxd.isolation.wire import (
+    HEADER_SIZE,
+    MAX_DATA,
+    MAX_PAYLOAD,
+    Flag,
+    Frame,
+    FrameDecoder,
+    Op,
+    Output,
+    Stream,
+    Tag,
+    WireError,
+    decode_fields,
+    decode_output,
+    encode_field,
+    encode_frame,
+    encode_output,
+)
+
+frames = st.lists(st.builds(Frame, st.sampled_from(Op), st.binary(max_size=300)), max_size=8)
+
+# A name as the sandbox has it: any bytes but NUL, which surrogateescape turns into text and back.
+names = st.binary(max_size=50).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+prose = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
+PROSE = {"kind", "message"}
+BOUNDS = {"pid": 2**22, "mode": 0o7777, "errno": 4095, "uid": 2**32 - 1, "gid": 2**32 - 1, "mtime_ns": 2**63 - 1}
+NARROW = {"version", "count"}
+
+
+def values_of(name: str, hint: Any) -> st.SearchStrategy[Any]:
+    if hint is int or hint == int | None:
+        limit = BOUNDS.get(name, 2**32 - 1 if name in NARROW else 2**64 - 1)
+        numbers = st.integers(-(2**63) if name == "mtime_ns" else 0, limit)
+        return numbers if hint is int else st.none() | numbers
+    if hint is str or hint == str | None:
+        texts = prose if name in PROSE else names
+        return texts if hint is str else st.none() | texts
+    if hint is bytes:
+        return st.binary(max_size=50)
+    if hint == tuple[bytes, ...]:
+        return st.lists(st.binary(max_size=20).map(lambda data: data.replace(b"\0", b"")), max_size=4).map(tuple)
+    if hint is Flag:
+        return st.lists(st.sampled_from(Flag)).map(lambda bits: Flag(sum(set(bits))))
+    assert issubclass(hint, IntEnum)
+    return st.sampled_from(hint)
+
+
+def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
+    hints = get_type_hints(kind)
+    fields = {field.name: values_of(field.name, hints[field.name]) for field in dataclasses.fields(kind)}
+    if "exit_code" in fields:
+        ends = [(code, None) for code in (0, 255)] + [(None, number) for number in (1, 127)]
+        base = {name: values for name, values in fields.items() if name not in ("exit_code", "exit_signal")}
+        return st.builds(
+            lambda end, rest: kind(**rest, exit_code=end[0], exit_signal=end[1]),
+            st.sampled_from(ends),
+            st.fixed_dictionaries(base),
+        )
+    return st.builds(kind, **fields)
+
+
+messages = st.sampled_from(MESSAGES).flatmap(messages_of)
+
+
+@given(frames, st.lists(st.integers(1, 40), max_size=200))
+def test_frames_survive_any_cutting(sent: list[Frame], cuts: list[int]) -> None:
+    data = b"".join(encode_frame(frame.op, frame.payload) for frame in sent)
+    decoder = FrameDecoder()
+    received = []
+    for cut in cuts:
+        received += decoder.feed(data[:cut])
+        data = data[cut:]
+    received += decoder.feed(data)
+    assert received == sent
+    assert decoder.missing() == HEADER_SIZE
+
+
+@given(frames)
+def test_missing_never_reads_past_a_frame(sent: list[Frame]) -> None:
+    data = b"".join(encode_frame(frame.op, frame.payload) for frame in sent)
+    for frame in sent:
+        decoder = FrameDecoder()
+        received: list[Frame] = []
+        while not received:
+            missing = decoder.missing()
+            received = decoder.feed(data[:missing])
+            data = data[missing:]
+        assert received == [frame]
+    assert data == b""
+
+
+@given(messages)
+def test_messages_round_trip(message: Message) -> None:
+    (frame,) = FrameDecoder().feed(message.encode())
+    assert frame.op is message.OP
+    assert type(message).decode(frame.payload) == message
+
+
+@given(st.sampled_from(Stream), st.integers(0, 2**63), st.binary(max_size=1000))
+def test_output_round_trips(stream: Stream, offset: int, data: bytes) -> None:
+    (frame,) = FrameDecoder().feed(encode_output(Output(stream, offset, data)))
+    assert decode_output(frame.payload) == Output(stream, offset, data)
+
+
+@given(st.lists(st.binary(max_size=400), max_size=20))
+def test_garbage_frames_raise_nothing_but_wire_error(chunks: list[bytes]) -> None:
+    decoder = FrameDecoder()
+    with suppress(WireError):
+        for chunk in chunks:
+            decoder.feed(chunk)
+            decoder.missing()
+
+
+@given(st.sampled_from(MESSAGES), st.binary(max_size=200))
+def test_garbage_payloads_raise_nothing_but_wire_error(kind: type[Message], payload: bytes) -> None:
+    for decode in (kind.decode, decode_output, decode_fields):
+        with suppress(WireError):
+            decode(payload)
+
+
+@given(messages, st.data())
+def test_damaged_messages_raise_nothing_but_wire_error(message: Message, data: st.DataObject) -> None:
+    payload = bytearray(message.encode()[HEADER_SIZE:])
+    if payload:
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(WireError):
+        type(message).decode(bytes(payload))
+
+
+@given(messages)
+def test_every_required_field_is_required_and_none_may_repeat(message: Message) -> None:
+    fields = decode_fields(message.encode()[HEADER_SIZE:])
+    for position, (tag, value) in enumerate(fields):
+        if tag is not Tag.ARG:
+            twice = b"".join(encode_field(*field) for field in [*fields, (tag, value)])
+            with pytest.raises(WireError, match="unexpected field"):
+                type(message).decode(twice)
+        without = b"".join(encode_field(*field) for field in fields[:position] + fields[position + 1 :])
+        name = next(
+            field for field in dataclasses.fields(message) if tag in (field.metadata.get("tag"), _tag(field.name))
+        )
+        if name.default is dataclasses.MISSING:
+            with pytest.raises(WireError, match="missing"):
+                type(message).decode(without)
+
+
+def _tag(name: str) -> Tag | None:
+    return Tag.__members__.get(name.upper())
+
+
+@pytest.mark.parametrize(
+    ("op", "limit"), [(Op.DATA, MAX_DATA), (Op.STDIN, MAX_DATA), (Op.OUTPUT, MAX_DATA + 9), (Op.STAT, MAX_PAYLOAD)]
+)
+def test_announced_length_is_refused_before_the_bytes_come(op: Op, limit: int) -> None:
+    def header(length: int) -> bytes:
+        return length.to_bytes(4, "little") + bytes([op])
+
+    assert FrameDecoder().feed(header(limit)) == []
+    with pytest.raises(WireError, match="more than"):
+        FrameDecoder().feed(header(limit + 1))
+    with pytest.raises(ValueError, match="at most"):
+        encode_frame(op, bytes(limit + 1))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        encode_field(Tag.COMMAND, bytes(7)) + encode_field(Tag.PID, bytes(4)),
+        encode_field(Tag.COMMAND, bytes(8)) + encode_field(Tag.PID, b"\xff" * 4),
+        encode_field(Tag.COMMAND, bytes(8)),
+        encode_field(Tag.COMMAND, bytes(8)) + encode_field(Tag.PID, bytes(4)) + b"\x02",
+        encode_field(Tag.COMMAND, bytes(8)) + b"\x02\xff\xff\xff\xff",
+        b"\xfa\0\0\0\0",
+    ],
+)
+def test_malformed_started(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        Started.decode(payload)
+
+
+def test_unknown_flags_are_refused() -> None:
+    with pytest.raises(WireError, match="unknown bits"):
+        End.decode(encode_field(Tag.FLAGS, b"\0\0\0\x80"))
+
+
+def test_exit_is_a_code_or_a_signal() -> None:
+    plain = dict.fromkeys(
+        (
+            "started_at_ms",
+            "ended_at_ms",
+            "stdout_total",
+            "stderr_total",
+            "user_time_us",
+            "system_time_us",
+            "max_rss_kb",
+        ),
+        0,
+    )
+    for end in ({}, {"exit_code": 1, "exit_signal": 1}):
+        with pytest.raises(WireError, match="either a code or a signal"):
+            Exited.decode(Exited(**plain, flags=Flag(0), **end).encode()[HEADER_SIZE:])
+
+
+def test_values_that_do_not_fit_are_refused_when_sending() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        Done(count=2**32).encode()
+    with pytest.raises(ValueError, match="NUL"):
+        encode_fields(Op.STAT, {Tag.PATH: "/a\0b"})
+    with pytest.raises(ValueError, match="at most"):
+        SpawnRequest(argv=["x" * (MAX_PAYLOAD + 1)]).encode(attach=False, lossless=False)
+
+
+def test_spawn_request_says_everything_once() -> None:
+    request = SpawnRequest(
+        argv=["a", b"\xff"],
+        env={"K": "v=w", "E": ""},
+        cwd="/c",
+        user="u",
+        terminal=TerminalSize(1, 2),
+        rlimits=[ResourceLimit(7, 8, 9)],
+        label=b"l",
+    )
+    (frame,) = FrameDecoder().feed(request.encode(attach=True, lossless=False))
+    fields = decode_fields(frame.payload)
+    assert [value for tag, value in fields if tag is Tag.ARG] == [b"a", b"\xff"]
+    assert [value for tag, value in fields if tag is Tag.ENV] == [b"K=v=w", b"E="]
+    single = [tag for tag, _ in fields if tag not in (Tag.ARG, Tag.ENV)]
+    assert len(single) == len(set(single))
+    assert (Tag.FLAGS, (Flag.ATTACH | Flag.PROGRAM_LOOKUP).to_bytes(4, "little")) in fields
