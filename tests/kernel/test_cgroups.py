@@ -102,11 +102,24 @@ def test_the_watcher_refuses_a_cgroup_that_does_not_exist_and_holds_nothing_of_i
     with CgroupWatcher() as watcher:
         with pytest.raises(FileNotFoundError):
             watcher.add(tree.sandbox("nobody"))
-        real = tree.create("real")
-        watcher.add(real)
-        watcher.discard(real)
-        real.remove()
-        watcher.discard(real)
+        assert watches_of(watcher) == 0
+
+
+def test_what_is_no_longer_watched_costs_the_kernel_nothing(tree: CgroupTree) -> None:
+    with CgroupWatcher() as watcher:
+        kept, removed = tree.create("kept"), tree.create("removed")
+        for cgroup in (kept, removed):
+            watcher.add(cgroup)
+        assert watches_of(watcher) >= 2
+        removed.remove()
+        for cgroup in (kept, removed, removed):
+            watcher.discard(cgroup)
+        assert watches_of(watcher) == 0
+
+
+def watches_of(watcher: CgroupWatcher) -> int:
+    """How many watches the kernel keeps for it."""
+    return Path(f"/proc/self/fdinfo/{watcher.fileno()}").read_text().count("inotify wd:")
 
 
 def test_counters_are_there_without_any_controller(cgroup: Cgroup) -> None:
