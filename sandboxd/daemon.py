@@ -31,8 +31,8 @@ from sandboxd.kernel import rootless
 from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgroups, prepare_cgroups
 from sandboxd.kernel.cgroups import block_device_of
 from sandboxd.service.disk import Disk
+from sandboxd.service.entry import Host
 from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
-from sandboxd.service.sandboxes import Host
 from sandboxd.service.service import Capabilities, Service, open_service
 from sandboxd.store import open_store
 

@@ -31,7 +31,7 @@ from sandboxd.model import (
     StreamName,
     TerminalSize,
 )
-from sandboxd.service.sandboxes import Entry
+from sandboxd.service.entry import Entry
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,9 @@ class Disk:
         self._runtime = runtime_dir / "sandboxes"
         self._root_id = root_id
         for directory in (self._sandboxes, self._trash, self._runtime):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
+            # Setuid files of a sandbox are setuid files of root here: nobody else may get at them.
+            directory.chmod(0o700)
 
     def paths(self, sandbox: str) -> SandboxDirectories:
         return SandboxDirectories(self._sandboxes / sandbox, self._runtime / sandbox)

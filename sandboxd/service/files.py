@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from sandboxd.isolation.init_files import FileReader
 from sandboxd.service.commands import init_errors
-from sandboxd.service.sandboxes import Entry
+from sandboxd.service.entry import Entry
 
 
 async def upload(

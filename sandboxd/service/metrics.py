@@ -14,7 +14,7 @@ from sandboxd.errors import Conflict
 from sandboxd.kernel.cgroup_statistics import CgroupStatistics
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Limits
-from sandboxd.service.sandboxes import Entry
+from sandboxd.service.entry import Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

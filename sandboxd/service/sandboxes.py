@@ -11,23 +11,20 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import trio
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable, Unprocessable
-from sandboxd.isolation.backend import Backend, RunningMachine, remove_cgroup
 from sandboxd.isolation.plan import IdRange, LaunchPlan
-from sandboxd.kernel.cgroup_tree import CgroupTree
-from sandboxd.kernel.cgroups import Cgroup, CgroupLimits, IoLimit
-from sandboxd.model import TRANSITIONS, EventKind, Image, Limits, Sandbox, SandboxSpec, SandboxState
-from sandboxd.service.disk import Disk
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import TRANSITIONS, EventKind, Image, Sandbox, SandboxSpec, SandboxState
+from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.oom import OomWatch
-from sandboxd.service.ranges import IdRanges
+from sandboxd.service.recovery import attach, end_cgroup, sweep
 from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
@@ -36,53 +33,9 @@ log = logging.getLogger(__name__)
 CLOCK_CHECK = 30.0
 # User namespaces kept ready for the next creates: about what a burst takes before the warmer catches up.
 WARM_RANGES = 4
-# How long a found machine has to answer at start-up before it counts as lost.
-ATTACH_LIMIT = 5.0
 DELETE_RETRY = 5.0
 # Discarded files go together: removing them one sandbox at a time would cost a process for each.
 PURGE_DELAY = 0.5
-
-
-@dataclass(slots=True, kw_only=True)
-class Entry:
-    """One sandbox's place in the registry. Its supervisor changes it; everyone else reads, or asks for its end."""
-
-    sandbox: Sandbox
-    running: RunningMachine | None = None
-    stop: trio.Event = field(default_factory=trio.Event)
-    stop_reason: EventKind = EventKind.DELETED
-    gone: trio.Event = field(default_factory=trio.Event)
-    attempted: trio.Event = field(default_factory=trio.Event)
-    """set (and replaced) when a deletion failed; `failure` says why"""
-    failure: SandboxdError | None = None
-    lifetime_changed: trio.Event = field(default_factory=trio.Event)
-    oom_noticed: bool = False
-
-    def note_oom(self) -> None:
-        self.oom_noticed = True
-
-    def require_running(self) -> RunningMachine:
-        """The live machine. Raises: Conflict naming the state that is in the way."""
-        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and not self.stop.is_set():
-            return self.running
-        state = SandboxState.DELETING if self.stop.is_set() else self.sandbox.state
-        raise Conflict(f"cannot use sandbox {self.sandbox.id}: it is {state}", state=state)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What the sandboxes stand on, gathered so that it is passed as one thing."""
-
-    backend: Backend
-    cgroups: CgroupTree | None
-    disk: Disk
-    ranges: IdRanges
-    idmapped: bool
-    root_id: int
-    """id on disk of a sandbox's root: 0, or 1 where the daemon itself lives in a user namespace"""
-    init: Path
-    block_device: str | None
-    """major:minor of the disk under the state directory, for io limits"""
 
 
 class Sandboxes:
@@ -199,7 +152,7 @@ class Sandboxes:
     def _make_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
         if self._host.cgroups is None:
             return None
-        limits = _cgroup_limits(sandbox.spec.limits, self._host)
+        limits = self._host.cgroup_limits(sandbox.spec.limits)
         try:
             return self._host.cgroups.create(sandbox.id, limits)
         except OSError as error:
@@ -305,7 +258,7 @@ class Sandboxes:
             await entry.running.destroy()
             entry.running = None
         elif self._host.cgroups is not None:
-            await _kill_and_remove(self._host.cgroups.sandbox(entry.sandbox.id))
+            await end_cgroup(self._host.cgroups.sandbox(entry.sandbox.id))
 
     async def _move(self, entry: Entry, sandbox: Sandbox, state: SandboxState, events: list[NewEvent]) -> None:
         """The only place where a sandbox changes state: checked against the table, stored, then visible."""
@@ -343,12 +296,13 @@ class Sandboxes:
         """Find the sandboxes of an earlier daemon again, finish what it began, sweep what nobody knows."""
         records = await self._store.sandboxes()
         self._host.ranges.claim(record.range_start for record in records)
-        await self._sweep({record.id for record in records})
+        await sweep(self._host, {record.id for record in records})
+        self._discarded.set()
         for record in records:
             entry = Entry(sandbox=record)
             self._entries[record.id] = entry
             if record.state is SandboxState.RUNNING:
-                entry.running = await self._attach(record)
+                entry.running = attach(self._host, record)
         for entry in self.entries():
             self._nursery.start_soon(self._resume, entry)
 
@@ -366,39 +320,6 @@ class Sandboxes:
         entry.stop.set()
         await self._host.backend.sweep({entry.sandbox.id})
         await self._delete(entry)
-
-    async def _attach(self, record: Sandbox) -> RunningMachine | None:
-        """The machine if it still runs and answers."""
-        if record.machine is None:
-            return None
-        cgroup = self._host.cgroups.sandbox(record.id) if self._host.cgroups else None
-        runtime = self._host.disk.paths(record.id).runtime
-        running = self._host.backend.attach(record.machine, runtime, cgroup=cgroup)
-        if running is None:
-            return None
-        with trio.move_on_after(ATTACH_LIMIT):
-            try:
-                await running.init.hello()
-            except Exception as error:
-                log.warning("sandbox %s runs but does not answer: %s", record.id, error)
-            else:
-                return running
-        await running.destroy()
-        return None
-
-    async def _sweep(self, known: set[str]) -> None:
-        """End what carries our mark and has no record: a daemon was killed at just the wrong moment."""
-        strays = self._host.disk.known() - known
-        if self._host.cgroups is not None:
-            strays |= self._host.cgroups.names() - known
-        for stray in strays:
-            log.warning("sweeping sandbox %s, which has no record", stray)
-            if self._host.cgroups is not None:
-                await _kill_and_remove(self._host.cgroups.sandbox(stray))
-        await self._host.backend.sweep(strays)
-        for stray in strays:
-            self._host.disk.discard(stray)
-        self._discarded.set()
 
     async def purge_discarded(self) -> None:
         """A task of the service: remove what is left of deleted sandboxes, off the path of those who deleted them."""
@@ -439,28 +360,6 @@ class Sandboxes:
                 entry.running.close()
 
 
-def _cgroup_limits(limits: Limits, host: Host) -> CgroupLimits | None:
-    if not limits.named():
-        return None
-    io: tuple[IoLimit, ...] = ()
-    if host.block_device is not None and (limits.read_bps or limits.write_bps):
-        io = (
-            IoLimit(
-                host.block_device,
-                read_bytes_per_second=limits.read_bps,
-                write_bytes_per_second=limits.write_bps,
-            ),
-        )
-    return CgroupLimits(
-        memory_max=limits.memory,
-        swap_max=limits.swap,
-        pids_max=limits.pids,
-        cpus=limits.cpus,
-        cpu_weight=limits.cpu_weight,
-        io=io,
-    )
-
-
 def _as_domain_error(failure: Exception, entry: Entry) -> SandboxdError:
     if isinstance(failure, SandboxdError):
         return failure
@@ -468,12 +367,6 @@ def _as_domain_error(failure: Exception, entry: Entry) -> SandboxdError:
         return Unavailable("cannot create the sandbox: no space left in the state directory", kind="no_space")
     log.exception("creating sandbox %s failed", entry.sandbox.id, exc_info=failure)
     return LaunchFailed(f"cannot create sandbox {entry.sandbox.id}: {failure}")
-
-
-async def _kill_and_remove(cgroup: Cgroup) -> None:
-    if cgroup.exists():
-        cgroup.kill()
-        await remove_cgroup(cgroup)
 
 
 async def _first_of(*events: trio.Event) -> None:

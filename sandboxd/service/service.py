@@ -12,12 +12,13 @@ from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service import commands
+from sandboxd.service.entry import Host
 from sandboxd.service.events import EventLog
 from sandboxd.service.images import ImageStore
 from sandboxd.service.keys import Keys
 from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
-from sandboxd.service.sandboxes import Host, Sandboxes
+from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.store import Store
 
 # Which of CgroupTree.limits each limit of ours needs.

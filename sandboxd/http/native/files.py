@@ -12,7 +12,7 @@ from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.isolation.init_files import FileReader
 from sandboxd.service import files
-from sandboxd.service.sandboxes import Entry
+from sandboxd.service.entry import Entry
 
 
 async def upload(call: Call, sandbox: str) -> Uploaded:

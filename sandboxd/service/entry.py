@@ -1,0 +1,78 @@
+"""A sandbox's place in the registry, and what all sandboxes stand on."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from sandboxd.errors import Conflict, SandboxdError
+from sandboxd.isolation.backend import Backend, RunningMachine
+from sandboxd.kernel.cgroup_tree import CgroupTree
+from sandboxd.kernel.cgroups import CgroupLimits, IoLimit
+from sandboxd.model import EventKind, Limits, Sandbox, SandboxState
+from sandboxd.service.disk import Disk
+from sandboxd.service.ranges import IdRanges
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One sandbox's place in the registry. Its supervisor changes it; everyone else reads, or asks for its end."""
+
+    sandbox: Sandbox
+    running: RunningMachine | None = None
+    stop: trio.Event = field(default_factory=trio.Event)
+    stop_reason: EventKind = EventKind.DELETED
+    gone: trio.Event = field(default_factory=trio.Event)
+    attempted: trio.Event = field(default_factory=trio.Event)
+    """set (and replaced) when a deletion failed; `failure` says why"""
+    failure: SandboxdError | None = None
+    lifetime_changed: trio.Event = field(default_factory=trio.Event)
+    oom_noticed: bool = False
+
+    def note_oom(self) -> None:
+        self.oom_noticed = True
+
+    def require_running(self) -> RunningMachine:
+        """The live machine. Raises: Conflict naming the state that is in the way."""
+        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and not self.stop.is_set():
+            return self.running
+        state = SandboxState.DELETING if self.stop.is_set() else self.sandbox.state
+        raise Conflict(f"cannot use sandbox {self.sandbox.id}: it is {state}", state=state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the sandboxes stand on, gathered so that it is passed as one thing."""
+
+    backend: Backend
+    cgroups: CgroupTree | None
+    disk: Disk
+    ranges: IdRanges
+    idmapped: bool
+    root_id: int
+    """id on disk of a sandbox's root: 0, or 1 where the daemon itself lives in a user namespace"""
+    init: Path
+    block_device: str | None
+    """major:minor of the disk under the state directory, for io limits"""
+
+    def cgroup_limits(self, limits: Limits) -> CgroupLimits | None:
+        """The limits in the kernel's terms; None if there are none."""
+        if not limits.named():
+            return None
+        io: tuple[IoLimit, ...] = ()
+        if self.block_device is not None and (limits.read_bps or limits.write_bps):
+            io = (
+                IoLimit(
+                    self.block_device,
+                    read_bytes_per_second=limits.read_bps,
+                    write_bytes_per_second=limits.write_bps,
+                ),
+            )
+        return CgroupLimits(
+            memory_max=limits.memory,
+            swap_max=limits.swap,
+            pids_max=limits.pids,
+            cpus=limits.cpus,
+            cpu_weight=limits.cpu_weight,
+            io=io,
+        )
