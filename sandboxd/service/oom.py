@@ -21,11 +21,12 @@ class OomWatch:
 
     def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
         """Watch a sandbox's cgroup; `noticed` is called once for each batch of kills."""
-        kills = _kills(cgroup)
-        if cgroup is not None and kills is not None:
-            self._watched[cgroup] = (sandbox, noticed)
-            self._seen[cgroup] = kills
-            self._watcher.add(cgroup)
+        if cgroup is None or _kills(cgroup) is None:
+            return
+        self._watcher.add(cgroup)
+        # Counted after the watch exists: a kill in between is then news, not lost.
+        self._watched[cgroup] = (sandbox, noticed)
+        self._seen[cgroup] = _kills(cgroup) or 0
 
     def discard(self, cgroup: Cgroup | None) -> None:
         if cgroup in self._watched:
