@@ -19,14 +19,14 @@ class OomWatch:
         self._watched: dict[Cgroup, tuple[str, Callable[[], None]]] = {}
         self._seen: dict[Cgroup, int] = {}
 
-    def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
+    async def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
         """Watch a sandbox's cgroup; `noticed` is called once for each batch of kills."""
-        if cgroup is None or _kills(cgroup) is None:
-            return
-        self._watcher.add(cgroup)
-        # Counted after the watch exists: a kill in between is then news, not lost.
-        self._watched[cgroup] = (sandbox, noticed)
-        self._seen[cgroup] = _kills(cgroup) or 0
+        kills = _kills(cgroup)
+        if cgroup is not None and kills is not None:
+            self._watched[cgroup] = (sandbox, noticed)
+            self._seen[cgroup] = kills
+            self._watcher.add(cgroup)
+            await self._look(cgroup)  # for a kill between the count and the watch, of which nothing would tell
 
     def discard(self, cgroup: Cgroup | None) -> None:
         if cgroup in self._watched:

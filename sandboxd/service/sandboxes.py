@@ -175,7 +175,7 @@ class Sandboxes:
         """Until the machine ends by itself, its lifetime is over, or somebody wants it gone."""
         assert entry.running is not None
         cgroup = entry.running.cgroup
-        self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
+        await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
         try:
             async with trio.open_nursery() as nursery:
 
