@@ -17,17 +17,11 @@
 #include "workers.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 enum {
-    MAX_COMMANDS = 1024,
     MAX_ENDED_MEMORY = 64 * 1024 * 1024, /* rings of ended commands */
-    MAX_DESCRIPTION = 4 * 1024,          /* of the arguments kept for LIST */
-    INTERNAL_RING = 64 * 1024,
     LINGER_LIMIT = 10,
     READS_AT_EXIT = 64, /* then other connections get their turn */
 };
@@ -48,6 +42,16 @@ struct command *command_find(uint64_t id)
     return NULL;
 }
 
+const struct command *commands_first(void)
+{
+    return commands;
+}
+
+unsigned commands_count(void)
+{
+    return command_count;
+}
+
 unsigned commands_running(void)
 {
     unsigned count = 0;
@@ -56,7 +60,7 @@ unsigned commands_running(void)
     return count;
 }
 
-static bool output_is_open(const struct command *command)
+bool command_output_is_open(const struct command *command)
 {
     return watch_is_open(&command->streams[0].watch) || watch_is_open(&command->streams[1].watch);
 }
@@ -71,7 +75,7 @@ static void free_rings(struct command *command)
 static void collect(struct command *command)
 {
     bool done = command->link == NULL;
-    if (done || !command->released || command->keeper != 0 || command->attachments != NULL || output_is_open(command))
+    if (done || !command->released || command->keeper != 0 || command->attachments != NULL || command_output_is_open(command))
         return;
     watch_stop(&command->status);
     watch_stop(&command->input);
@@ -187,7 +191,7 @@ static void output_ready(struct command *command, int number)
 {
     read_output(command, number);
     pump_attachments(command);
-    if (output_is_open(command))
+    if (command_output_is_open(command))
         return;
     if (command->state == STATE_DRAINING)
         command_ended(command);
@@ -252,7 +256,7 @@ static void leader_exited(struct command *command, int status, const struct rusa
                 break;
         }
     }
-    if (!output_is_open(command)) {
+    if (!command_output_is_open(command)) {
         command_ended(command);
         return;
     }
@@ -386,147 +390,24 @@ bool commands_reap(pid_t pid, int status, const struct rusage *usage)
     return false;
 }
 
-/* ---- starting ---------------------------------------------------------------------------------------------- */
+/* ---- beginning and leaving --------------------------------------------------------------------------------- */
 
-static int open_pipe(int *child_end, int *own_end, bool child_reads)
+void command_adopt(struct command *command, const int own[3], int status)
 {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return -1;
-    *child_end = ends[child_reads ? 0 : 1];
-    *own_end = ends[child_reads ? 1 : 0];
-    set_nonblocking(*own_end, true);
-    return 0;
-}
-
-/* Our ends: stdin, stdout, stderr; -1 where there is none. */
-static int open_streams(struct spawn *spawn, const struct request *request, int own[3])
-{
-    if (spawn->terminal) {
-        spawn->master = terminal_open((uint16_t)request->number[TAG_COLS], (uint16_t)request->number[TAG_ROWS]);
-        own[1] = spawn->master;
-        own[0] = spawn->master < 0 ? -1 : fcntl(spawn->master, F_DUPFD_CLOEXEC, 3);
-        return own[0] < 0 ? -1 : 0;
-    }
-    if (request->number[TAG_STDIN_MODE] == STDIN_PIPE && open_pipe(&spawn->stdio[0], &own[0], true) < 0)
-        return -1;
-    return open_pipe(&spawn->stdio[1], &own[1], false) < 0 || open_pipe(&spawn->stdio[2], &own[2], false) < 0 ? -1 : 0;
-}
-
-static void close_all(const int *fds, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (fds[i] >= 0)
-            close(fds[i]);
-    }
-}
-
-static void describe(struct command *command, const struct request *request)
-{
-    struct frame_writer writer = {.buffer = &command->description};
-    const uint8_t *at = request->fields;
-    struct field field;
-    while (field_next(&at, request->end, &field) == 1) {
-        if (field.tag == TAG_ARG && buffer_length(writer.buffer) + field.length <= MAX_DESCRIPTION)
-            put_bytes(&writer, TAG_ARG, field.value, field.length);
-    }
-    put_bytes(&writer, TAG_USER, request->bytes[TAG_USER].data, request->bytes[TAG_USER].length);
-    put_bytes(&writer, TAG_LABEL, request->bytes[TAG_LABEL].data, request->bytes[TAG_LABEL].length);
-}
-
-static void adopt(struct command *command, const struct request *request, const int own[3], int status)
-{
-    uint32_t ring = has(request, TAG_RING_SIZE) ? (uint32_t)request->number[TAG_RING_SIZE] : DEFAULT_RING;
-    bool failed = watch_start(&command->status, status, EPOLLIN, status_ready) < 0;
+    bool watched = watch_start(&command->status, status, EPOLLIN, status_ready) == 0;
     command->id = ++last_id;
     command->started_at = wall_clock_ms();
-    command->linger_ms = has(request, TAG_LINGER_MS) ? (uint32_t)request->number[TAG_LINGER_MS] : DEFAULT_LINGER_MS;
     watch_start(&command->input, own[0], 0, attachments_input_ready);
     watch_start(&command->streams[0].watch, own[1], 0, stdout_ready);
     watch_start(&command->streams[1].watch, own[2], 0, stderr_ready);
-    for (int i = 0; i < 2; i++)
-        ring_open(&command->streams[i].ring, command->internal ? INTERNAL_RING : ring);
-    describe(command, request);
     command->link = &commands;
     command->next = commands;
     if (commands != NULL)
         commands->link = &command->next;
     commands = command;
     command_count++;
-    if (failed)
-        command_kill_tree(command);
-}
-
-static int launch(struct command *command, struct spawn *spawn, const struct request *request, struct failure *failure)
-{
-    int own[3] = {-1, -1, -1}, status = -1;
-    bool opened = spawn->stdio[1] >= 0 || open_streams(spawn, request, own) == 0;
-    command->keeper = opened ? spawn_keeper(spawn, &status) : -1;
-    int error = errno;
-    close_all(spawn->stdio, ARRAY_SIZE(spawn->stdio));
-    if (command->keeper < 0) {
-        close_all(own, ARRAY_SIZE(own));
-        return fail(failure, error, "resource", "cannot start a command");
-    }
-    command->terminal = spawn->terminal;
-    adopt(command, request, own, status);
-    return 0;
-}
-
-static int check_request(const struct request *request, struct failure *failure)
-{
-    uint64_t ring = request->number[TAG_RING_SIZE];
-    if (has(request, TAG_RING_SIZE) && (ring < MIN_RING || ring > MAX_RING))
-        return refuse(failure, EINVAL, "request", "cannot keep %llu bytes of output: use %d to %d",
-                    (unsigned long long)ring, MIN_RING, MAX_RING);
-    if (request->number[TAG_LINGER_MS] > MAX_LINGER_MS || request->bytes[TAG_LABEL].length > MAX_LABEL)
-        return refuse(failure, EINVAL, "request", "cannot use a linger of more than %d ms or a label of more than %d bytes",
-                    MAX_LINGER_MS, MAX_LABEL);
-    if (has(request, TAG_COLS) != has(request, TAG_ROWS) || request->number[TAG_STDIN_MODE] > STDIN_PIPE)
-        return refuse(failure, EINVAL, "request", "cannot use a terminal without both sizes, or an unknown stdin mode");
-    if (command_count >= MAX_COMMANDS)
-        return refuse(failure, EAGAIN, "resource", "cannot run more than %d commands at once", MAX_COMMANDS);
-    return 0;
-}
-
-/* A sudo command without a terminal of its own gets the caller's descriptors. */
-static void use_requester(struct spawn *spawn, struct connection *connection)
-{
-    spawn->requester = connection->peer_pid;
-    spawn->requester_uid = connection->peer_uid;
-    for (size_t i = 0; i < connection->passed_count; i++)
-        spawn->stdio[i] = connection->passed[i];
-    connection->passed_count = 0;
-}
-
-void command_start(struct connection *connection, const struct request *request)
-{
-    struct failure failure;
-    struct spawn spawn = {0};
-    struct command *command = NULL;
-    int result = check_request(request, &failure);
-    if (result == 0)
-        result = spawn_prepare(request, &spawn, &failure);
-    if (result == 0 && (command = calloc(1, sizeof *command)) == NULL)
-        result = fail(&failure, ENOMEM, "resource", "cannot start a command");
-    if (result == 0) {
-        command->internal = connection->inside;
-        if (command->internal)
-            use_requester(&spawn, connection);
-        result = launch(command, &spawn, request, &failure);
-    }
-    spawn_free(&spawn);
-    if (result < 0) {
-        free(command);
-        connection_fail(connection, &failure);
-        return;
-    }
-    command->starter = connection;
-    connection->starting = command;
-    connection->attachment.wants_exit = connection->inside || has_flag(request, FLAG_ATTACH);
-    connection->attachment.wants_output = true;
-    connection->attachment.lossless = connection->inside || has_flag(request, FLAG_LOSSLESS);
-    connection_expect(connection, NULL);
+    if (!watched)
+        command_kill_tree(command); /* its end is noticed when the keeper is reaped */
 }
 
 void command_detached(struct command *command)
@@ -612,72 +493,4 @@ void command_kill_tree(const struct command *command)
 {
     struct failure ignored;
     command_signal_any(command, SIGKILL, SCOPE_TREE, &ignored);
-}
-
-/* ---- describing -------------------------------------------------------------------------------------------- */
-
-static void put_exit_fields(const struct command *command, struct frame_writer *writer)
-{
-    int status = command->status_code;
-    if (WIFSIGNALED(status))
-        put_number(writer, TAG_EXIT_SIGNAL, (uint64_t)WTERMSIG(status));
-    else
-        put_number(writer, TAG_EXIT_CODE, (uint64_t)WEXITSTATUS(status));
-    put_number(writer, TAG_ENDED_AT_MS, command->ended_at);
-    const struct timeval *user = &command->usage.ru_utime, *system = &command->usage.ru_stime;
-    put_number(writer, TAG_USER_TIME_US, (uint64_t)user->tv_sec * 1000000 + (uint64_t)user->tv_usec);
-    put_number(writer, TAG_SYSTEM_TIME_US, (uint64_t)system->tv_sec * 1000000 + (uint64_t)system->tv_usec);
-    put_number(writer, TAG_MAX_RSS_KB, (uint64_t)command->usage.ru_maxrss);
-}
-
-static uint32_t flags_of(const struct command *command)
-{
-    bool exited = command->state >= STATE_DRAINING;
-    return (command->terminal ? FLAG_TERMINAL : 0u) | (watch_is_open(&command->input) ? FLAG_STDIN_OPEN : 0u) |
-           (exited && output_is_open(command) ? FLAG_OUTPUT_INCOMPLETE : 0u) |
-           (command->survivors && command->keeper != 0 ? FLAG_SURVIVORS : 0u) |
-           (command->status_lost ? FLAG_STATUS_LOST : 0u) |
-           (exited && WIFSIGNALED(command->status_code) && WCOREDUMP(command->status_code) ? FLAG_CORE_DUMPED : 0u);
-}
-
-static void put_common_fields(const struct command *command, struct frame_writer *writer)
-{
-    put_number(writer, TAG_STARTED_AT_MS, command->started_at);
-    put_number(writer, TAG_STDOUT_TOTAL, command->streams[0].ring.end);
-    put_number(writer, TAG_STDERR_TOTAL, command->streams[1].ring.end);
-    put_number(writer, TAG_FLAGS, flags_of(command));
-}
-
-int command_put_exit(const struct command *command, struct buffer *buffer)
-{
-    struct frame_writer writer = frame_begin(buffer, OP_EXITED);
-    put_common_fields(command, &writer);
-    put_exit_fields(command, &writer);
-    return frame_end(&writer);
-}
-
-static int put_listed(const struct command *command, struct buffer *buffer)
-{
-    struct frame_writer writer = frame_begin(buffer, OP_LISTED);
-    put_number(&writer, TAG_COMMAND, command->id);
-    put_number(&writer, TAG_PID, (uint64_t)command->leader);
-    put_number(&writer, TAG_STATE, command->state);
-    put_raw(&writer, command->description.data, buffer_length(&command->description));
-    put_number(&writer, TAG_STDOUT_OLDEST, command->streams[0].ring.start);
-    put_number(&writer, TAG_STDERR_OLDEST, command->streams[1].ring.start);
-    put_common_fields(command, &writer);
-    if (command->state >= STATE_DRAINING)
-        put_exit_fields(command, &writer);
-    return frame_end(&writer);
-}
-
-int commands_list(struct buffer *buffer)
-{
-    for (const struct command *command = commands; command != NULL; command = command->next) {
-        if (command->internal || command->released || command->state == STATE_STARTING)
-            continue;
-        if (put_listed(command, buffer) < 0)
-            return -1;
-    }
-    return 0;
 }

@@ -48,13 +48,22 @@ void command_abandon(struct command *);
 /* An attachment is gone. */
 void command_detached(struct command *);
 
+/* Take over a command whose keeper runs, with our ends of stdin, stdout and stderr (-1: none) and the keeper's
+ * reports. */
+void command_adopt(struct command *, const int own[3], int status);
+
 struct command *command_find(uint64_t id);
+const struct command *commands_first(void); /* all of them, newest first */
+unsigned commands_count(void);
 unsigned commands_running(void);
 
 /* Queue LISTED frames for all commands; -1 when memory is short. */
 int commands_list(struct buffer *);
 /* Queue the exit of an ended command. */
 int command_put_exit(const struct command *, struct buffer *);
+
+/* A stream may still grow. */
+bool command_output_is_open(const struct command *);
 
 /* Forget an ended command. */
 int command_release(struct command *, struct failure *);

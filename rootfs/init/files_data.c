@@ -13,12 +13,17 @@
 
 enum { MAX_LINKS = 40 };
 
+static int not_regular(const char *path, struct failure *failure)
+{
+    return refuse(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
+}
+
 int open_regular(const char *path, int flags, mode_t mode, struct stat *status, struct failure *failure)
 {
     int fd = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, mode);
     /* What a FIFO without a reader, and a socket, say to open(). */
     if (fd < 0 && errno == ENXIO)
-        return refuse(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
+        return not_regular(path, failure);
     if (fd < 0 || fstat(fd, status) < 0)
         return fail(failure, errno, "file", "cannot open \"%.300s\"", path);
     if (S_ISREG(status->st_mode))
@@ -26,7 +31,7 @@ int open_regular(const char *path, int flags, mode_t mode, struct stat *status, 
     close(fd);
     if (S_ISDIR(status->st_mode))
         return fail(failure, EISDIR, "file", "cannot open \"%.300s\"", path);
-    return refuse(failure, EINVAL, "not_regular", "cannot use \"%.300s\" as a file: it is not a regular file", path);
+    return not_regular(path, failure);
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */
@@ -121,11 +126,10 @@ static int open_temporary(struct failure *failure)
     if (follow_links(target.path, failure) < 0)
         return -1;
     target.existed = lstat(target.path, &target.before) == 0;
-    if (target.existed && !S_ISREG(target.before.st_mode)) {
-        bool directory = S_ISDIR(target.before.st_mode);
-        return fail(failure, directory ? EISDIR : EINVAL, directory ? "file" : "not_regular",
-                    "cannot replace \"%.300s\"", target.path);
-    }
+    if (target.existed && S_ISDIR(target.before.st_mode))
+        return fail(failure, EISDIR, "file", "cannot write \"%.300s\"", target.path);
+    if (target.existed && !S_ISREG(target.before.st_mode))
+        return not_regular(target.path, failure);
     uint64_t random;
     if (getrandom(&random, sizeof random, 0) != sizeof random)
         return fail(failure, errno, "resource", "cannot name a temporary file");

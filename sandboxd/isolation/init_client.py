@@ -124,7 +124,7 @@ class Attachment:
         self._sent = 0
         self._taken = 0
         self._stdin_closed = False
-        self._credit = trio.Condition()
+        self._waiting_for_credit = trio.lowlevel.ParkingLot()
         self._sending = trio.Lock()
 
     async def receive(self) -> Event:
@@ -132,9 +132,10 @@ class Attachment:
         frame = await self._connection.receive()
         event = _event_of(frame)
         if isinstance(event, StdinAck):
-            await self._note_taken(event.bytes)
+            self._note_taken(event.bytes)
         elif isinstance(event, StdinClosed | Exited):
-            await self._note_closed()
+            self._stdin_closed = True
+            self._waiting_for_credit.unpark_all()
         return event
 
     async def send_stdin(self, data: bytes) -> None:
@@ -142,18 +143,18 @@ class Attachment:
         async with self._sending:
             view = memoryview(data)
             while view and not self._stdin_closed:
-                size = await self._wait_for_credit(min(len(view), MAX_DATA))
-                self._sent += size  # before it goes out: init may acknowledge it before this task runs again
-                await self._send(encode_frame(Op.STDIN, bytes(view[:size])))
-                view = view[size:]
+                if self._has_credit():
+                    await self._send_part(view[:MAX_DATA])
+                    view = view[MAX_DATA:]
+                else:
+                    await self._waiting_for_credit.park()
 
     async def feed(self, data: bytes) -> bool:
         """Send and receive in turn until everything is taken, or False: stdin is closed. Drops all other events."""
         view = memoryview(data)
         while view or self._taken < self._sent:
-            if view and self._sent - self._taken < STDIN_WINDOW:
-                await self._send(encode_frame(Op.STDIN, bytes(view[:MAX_DATA])))
-                self._sent += len(view[:MAX_DATA])
+            if view and self._has_credit():
+                await self._send_part(view[:MAX_DATA])
                 view = view[MAX_DATA:]
             elif isinstance(await self.receive(), StdinClosed):
                 return False
@@ -166,9 +167,8 @@ class Attachment:
 
     async def wait_stdin_taken(self) -> None:
         """Until the command's stdin has taken (or refused) every byte sent."""
-        async with self._credit:
-            while self._taken < self._sent and not self._stdin_closed:
-                await self._credit.wait()
+        while self._taken < self._sent and not self._stdin_closed:
+            await self._waiting_for_credit.park()
 
     async def resize(self, size: TerminalSize) -> None:
         async with self._sending:
@@ -179,6 +179,14 @@ class Attachment:
         async with self._sending:
             await self._send(encode_fields(Op.SIGNAL, {Tag.SIGNO: signo, Tag.SCOPE: scope}))
 
+    def _has_credit(self) -> bool:
+        return self._sent - self._taken <= STDIN_WINDOW - MAX_DATA
+
+    async def _send_part(self, part: memoryview) -> None:
+        # Counted first: the acknowledgement may be received before the send returns.
+        self._sent += len(part)
+        await self._send(encode_frame(Op.STDIN, bytes(part)))
+
     async def _send(self, data: bytes) -> None:
         # init closes after EXITED: a sender that has not heard yet is no error, and receive() tells the truth.
         try:
@@ -186,23 +194,11 @@ class Attachment:
         except InitGone:
             self._stdin_closed = True
 
-    async def _wait_for_credit(self, wanted: int) -> int:
-        async with self._credit:
-            while self._sent + wanted - self._taken > STDIN_WINDOW and not self._stdin_closed:
-                await self._credit.wait()
-        return wanted
-
-    async def _note_taken(self, total: int) -> None:
+    def _note_taken(self, total: int) -> None:
         if not self._taken <= total <= self._sent:
             raise WireError(f"cannot believe that {total} bytes of {self._sent} were taken")
         self._taken = total
-        async with self._credit:
-            self._credit.notify_all()
-
-    async def _note_closed(self) -> None:
-        self._stdin_closed = True
-        async with self._credit:
-            self._credit.notify_all()
+        self._waiting_for_credit.unpark_all()
 
 
 _EVENTS: Final[Mapping[Op, type[Gap | Exited | StdinAck | StdinClosed]]] = {
