@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from sandboxd.cli.descriptors import STDERR, STDIN, STDOUT, read_all, write_all
+from sandboxd.cli.descriptors import STDERR, STDIN, STDOUT, DescriptorReader, write_all
 from sandboxd.cli.output import complain
 from sandboxd.cli.runner import ungrouped
 from sandboxd.cli.signals import SignalRelay
@@ -72,7 +72,7 @@ async def _show_output(command: Exec) -> _Conclusion:
 
 async def _pump_stdin(command: Exec) -> None:
     try:
-        async for data in read_all(STDIN):
+        async for data in DescriptorReader(STDIN):
             await command.send_stdin(data)
         await command.close_stdin()
     except trio.BrokenResourceError:

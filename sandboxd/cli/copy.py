@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import click
 
-from sandboxd.cli.descriptors import STDIN, STDOUT, open_source, read_all, write_all
+from sandboxd.cli.descriptors import STDIN, STDOUT, DescriptorReader, open_source, write_all
 from sandboxd.cli.output import Failure, complain
-from sandboxd.cli.progress import counted, transfer_progress
+from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.tarpipe import receive_tree, send_tree
 from sandboxd.cli.trees import Skipped, current_umask
@@ -84,7 +84,7 @@ async def find_place(client: Client, sandbox: str, path: str, user: str | None) 
 
 async def copy_in(source: str, target: Place) -> None:
     if source == PIPE:
-        await target.client.upload(target.sandbox, target.path, read_all(STDIN), user=target.user)
+        await target.client.upload(target.sandbox, target.path, DescriptorReader(STDIN), user=target.user)
     elif is_directory(source):
         await upload_directory(source, target)
     else:
@@ -100,7 +100,7 @@ async def upload_file(source: str, target: Place) -> None:
             await target.client.upload(
                 target.sandbox,
                 path,
-                counted(read_all(file.fileno()), advance),
+                DescriptorReader(file.fileno(), advance),
                 size=size,
                 mode=stat.S_IMODE(status.st_mode) & 0o777,
                 user=target.user,
@@ -124,7 +124,7 @@ async def copy_out(source: Place, target: str) -> None:
         if source.is_directory:
             raise Failure(f"cannot write {source} to stdout: it is a directory")
         async with source.client.download(source.sandbox, source.path, user=source.user) as answer:
-            async for chunk in answer.chunks():
+            async for chunk in answer:
                 await write_all(STDOUT, chunk)
     elif source.is_directory:
         await download_directory(source, make_directory(inner_path(target, source)))
@@ -136,7 +136,7 @@ async def download_file(source: Place, target: Path) -> None:
     mode = stat.S_IMODE(source.mode or 0) & 0o777
     async with source.client.download(source.sandbox, source.path, user=source.user) as answer:
         with transfer_progress(str(source), answer.size) as advance, replacing(target, mode) as file:
-            async for chunk in answer.chunks():
+            async for chunk in answer:
                 file.write(chunk)
                 advance(len(chunk))
 

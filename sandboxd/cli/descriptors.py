@@ -5,7 +5,7 @@ They stay in blocking mode: the mode belongs to everyone who shares them, the sh
 
 import os
 import select
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 
@@ -28,10 +28,19 @@ def open_source(path: str) -> Iterator[tuple[FileIO, os.stat_result]]:
         yield file, os.fstat(file.fileno())
 
 
-async def read_all(descriptor: int) -> AsyncIterator[bytes]:
-    """What comes, until the end."""
-    while data := await read_some(descriptor):
-        yield data
+class DescriptorReader(AsyncIterator[bytes]):
+    """What comes, until the end; `note` is told the size of each piece."""
+
+    def __init__(self, descriptor: int, note: Callable[[int], None] = lambda size: None) -> None:
+        self._descriptor = descriptor
+        self._note = note
+
+    async def __anext__(self) -> bytes:
+        data = await read_some(self._descriptor)
+        if not data:
+            raise StopAsyncIteration
+        self._note(len(data))
+        return data
 
 
 async def read_some(descriptor: int) -> bytes:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import click
 
-from sandboxd.cli.descriptors import STDIN, open_source, read_all
+from sandboxd.cli.descriptors import STDIN, DescriptorReader, open_source
 from sandboxd.cli.output import Failure, json_option, print_json, print_table
-from sandboxd.cli.progress import counted, transfer_progress
+from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.values import printable, show_age, show_size
 from sandboxd.client import Client, ConnectionLost, Image
@@ -55,7 +55,7 @@ def import_image(name: str, source: str, as_json: bool) -> None:
 
     async def send(client: Client) -> Image:
         with _open_archive(source) as (descriptor, size), transfer_progress(f"import {name}", size) as advance:
-            return await client.import_image(name, counted(read_all(descriptor), advance), size=size)
+            return await client.import_image(name, DescriptorReader(descriptor, advance), size=size)
 
     _show(with_client(send), as_json)
 

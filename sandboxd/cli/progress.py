@@ -1,7 +1,7 @@
 """A progress bar on stderr for transfers that take long enough to ask for one."""
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # What this machine copies in the blink of an eye needs no bar.
@@ -23,9 +23,3 @@ def transfer_progress(what: str, size: int | None) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=size)
         yield lambda done: progress.advance(task, done)
-
-
-async def counted(chunks: AsyncIterator[bytes], advance: Advance) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
-        advance(len(chunk))
-        yield chunk

@@ -13,7 +13,7 @@ errors.py      what they raise
 address.py     where the daemon is, and connecting to it
 http.py        HTTP/1.1 over a stream (h11), and a pool of connections
 websocket.py   a websocket over a stream (wsproto)
-sse.py         decoding of server-sent events
+streams.py     server-sent events and pages as iterators; sse.py decodes the former
 
 No method takes a timeout: use `trio.fail_after`. Cancelling a call closes its connection, which the daemon notices.
 """

@@ -3,14 +3,13 @@
 import json
 import os
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from sandboxd.client.address import Address, default_address
-from sandboxd.client.errors import ConnectionLost, error_from
 from sandboxd.client.execution import Exec, ExecEvent, read_event
 from sandboxd.client.http import Answer, Headers, HttpPool
 from sandboxd.client.models import (
@@ -25,13 +24,11 @@ from sandboxd.client.models import (
     Metrics,
     Sandbox,
 )
-from sandboxd.client.sse import EventDecoder
+from sandboxd.client.streams import Messages, OneChunk, Pages, read_object
 from sandboxd.client.websocket import WebSocket
 
 Command = str | Sequence[str]
 """a string for the sandbox's shell, or a program and its arguments"""
-Message = tuple[str, dict[str, Any]]
-"""name and data of a server-sent event"""
 
 
 class Client:
@@ -96,19 +93,18 @@ class Client:
         """By id or name, as everywhere below."""
         return Sandbox.read(await self._call("GET", _path(sandbox)))
 
-    async def sandboxes(
+    def sandboxes(
         self, *, status: str | None = None, metadata: Mapping[str, str] | None = None, page: int = 100
     ) -> AsyncIterator[Sandbox]:
         """All sandboxes that match, oldest first, asked for in pages."""
         labels = {f"metadata.{key}": value for key, value in (metadata or {}).items()}
-        query = _given(limit=page, status=status, **labels)
-        while True:
+
+        async def fetch(cursor: str | None) -> tuple[list[Sandbox], str | None]:
+            query = _given(limit=page, status=status, cursor=cursor, **labels)
             answer = await self._call("GET", "/v1/sandboxes", query=query)
-            for raw in answer["sandboxes"]:
-                yield Sandbox.read(raw)
-            if not answer.get("next_cursor"):
-                return
-            query["cursor"] = answer["next_cursor"]
+            return [Sandbox.read(raw) for raw in answer["sandboxes"]], answer.get("next_cursor")
+
+        return Pages(fetch)
 
     async def delete(self, sandbox: str) -> None:
         """Returns once nothing of it is left."""
@@ -163,8 +159,8 @@ class Client:
         stdin_b64 = None if stdin is None else b64encode(stdin).decode()
         wish = _given(cwd=cwd, env=env, user=user, stdin_b64=stdin_b64, timeout_ms=timeout_ms, encoding="base64")
         body = json.dumps({**_command(command), **wish}).encode()
-        async with self._follow("POST", _path(sandbox, "shell/stream"), body) as messages:
-            yield _command_events(messages)
+        async with self._follow("POST", _path(sandbox, "shell/stream"), body) as answer:
+            yield Messages[ExecEvent](answer, read_event)
 
     @asynccontextmanager
     async def exec(
@@ -212,7 +208,7 @@ class Client:
 
         `size`: what a stream will yield, if known. `mode`: permission bits. `parents`: make missing directories.
         """
-        chunks = _one_chunk(data) if isinstance(data, bytes) else data
+        chunks = OneChunk(data) if isinstance(data, bytes) else data
         length = len(data) if isinstance(data, bytes) else size
         query = _given(path=path, mode=None if mode is None else f"{mode:04o}", user=user)
         if parents:
@@ -224,7 +220,7 @@ class Client:
 
     @asynccontextmanager
     async def download(self, sandbox: str, path: str, *, user: str | None = None) -> AsyncIterator[Answer]:
-        """A file's content: `answer.size`, then `answer.chunks()` or `await answer.read()`."""
+        """A file's content: `answer.size`, then iterate over `answer`, or `await answer.read()`."""
         target = _target(_path(sandbox, "files"), _given(path=path, user=user))
         async with self._pool.exchange("GET", target) as answer:
             yield answer
@@ -244,8 +240,8 @@ class Client:
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Events as they happen, from now or after the one with id `after`."""
         target = _target("/v1/events", _given(follow="true", after=after, sandbox=sandbox))
-        async with self._follow("GET", target) as messages:
-            yield (Event.read(message) async for _, message in messages)
+        async with self._follow("GET", target) as answer:
+            yield Messages[Event](answer, lambda _, data: Event.read(data))
 
     async def log(self, *, after: int = 0, limit: int = 100) -> tuple[list[LogRecord], int | None]:
         """The latest `limit` lines of the daemon's log that it still holds, and where the next page starts."""
@@ -255,8 +251,9 @@ class Client:
     @asynccontextmanager
     async def follow_log(self, *, after: int | None = None) -> AsyncIterator[AsyncIterator[LogRecord]]:
         """Lines of the daemon's log as they are written, from now or after the one with id `after`."""
-        async with self._follow("GET", _target("/v1/log", _given(follow="true", after=after))) as messages:
-            yield (LogRecord.read(message) async for _, message in messages)
+        target = _target("/v1/log", _given(follow="true", after=after))
+        async with self._follow("GET", target) as answer:
+            yield Messages[LogRecord](answer, lambda _, data: LogRecord.read(data))
 
     # Images
 
@@ -277,8 +274,8 @@ class Client:
     async def build_image(self, recipe: str, *, rebuild: bool = False) -> AsyncIterator[AsyncIterator[str | Image]]:
         """Build an image from a recipe the daemon knows: lines of progress, then the image."""
         body = json.dumps({"recipe": recipe, "rebuild": rebuild}).encode()
-        async with self._follow("POST", "/v1/images/build", body) as messages:
-            yield _build_progress(messages)
+        async with self._follow("POST", "/v1/images/build", body) as answer:
+            yield Messages[str | Image](answer, _build_news)
 
     # Keys
 
@@ -300,56 +297,19 @@ class Client:
             return await _json(answer)
 
     @asynccontextmanager
-    async def _follow(self, method: str, target: str, body: bytes = b"") -> AsyncIterator[AsyncIterator[Message]]:
-        headers = [("Accept", "text/event-stream")]
-        async with (
-            self._pool.exchange(method, target, body, headers) as answer,
-            aclosing(_messages(answer)) as messages,
-        ):
-            yield messages
+    async def _follow(self, method: str, target: str, body: bytes = b"") -> AsyncIterator[Answer]:
+        async with self._pool.exchange(method, target, body, [("Accept", "text/event-stream")]) as answer:
+            yield answer
 
 
-async def _messages(answer: Answer) -> AsyncGenerator[Message]:
-    """The events of a stream as (name, data). Raises: ApiError for one named "error"."""
-    decoder = EventDecoder()
-    async for chunk in answer.chunks():
-        for event in decoder.feed(chunk):
-            data = _object(event.data)
-            if event.name == "error":
-                raise error_from(data, status=500)
-            yield event.name, data
-
-
-async def _build_progress(messages: AsyncIterator[Message]) -> AsyncIterator[str | Image]:
-    async for name, data in messages:
-        if name == "progress":
-            yield str(data["message"])
-        elif name == "image":
-            yield Image.read(data)
-
-
-async def _command_events(messages: AsyncIterator[Message]) -> AsyncIterator[ExecEvent]:
-    async for name, data in messages:
-        if (event := read_event(name, data)) is not None:
-            yield event
-
-
-async def _one_chunk(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+def _build_news(name: str, data: dict[str, Any]) -> str | Image | None:
+    if name == "image":
+        return Image.read(data)
+    return str(data["message"]) if name == "progress" else None
 
 
 async def _json(answer: Answer) -> dict[str, Any]:
-    return _object(await answer.read())
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConnectionLost(f"cannot read the daemon's answer: {error}") from error
-    if not isinstance(value, dict):
-        raise ConnectionLost("cannot read the daemon's answer: it is not a JSON object")
-    return value
+    return read_object(await answer.read())
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import select
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
 
 import h11
 import trio
@@ -22,16 +23,20 @@ Body = bytes | AsyncIterable[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The head of a successful response, and its body piece by piece."""
+    """A successful response: iterate over it for its body piece by piece, or `read` it whole."""
 
     status: int
     size: int | None
     """Content-Length, where the daemon knows it"""
     _connection: "HttpConnection"
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while data := await self._connection.receive_data():
-            yield data
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if data := await self._connection.receive_data():
+            return data
+        raise StopAsyncIteration
 
     async def read(self) -> bytes:
         return await self._connection.receive_all()

@@ -149,5 +149,8 @@ class WebSocket:
         async with self._sending:
             try:
                 await self._stream.send_all(self._protocol.send(event))
-            except (trio.BrokenResourceError, LocalProtocolError) as error:
-                raise WebSocketClosed(ABNORMAL_CLOSURE, "the connection is closed") from error
+            except trio.BrokenResourceError as error:
+                raise WebSocketClosed(ABNORMAL_CLOSURE, "the connection broke") from error
+            except LocalProtocolError:
+                # Not chained: its text is the whole message that could not be sent.
+                raise WebSocketClosed(ABNORMAL_CLOSURE, "the connection is closed") from None
