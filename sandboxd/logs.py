@@ -8,21 +8,16 @@ import logging
 import os
 import sys
 import time
-from typing import Any
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+from sandboxd.recent_log import RECENT_LOG, facts_of
+
 _SYSLOG = {"ERROR": "<3>", "WARNING": "<4>", "INFO": "<6>", "DEBUG": "<7>", "CRITICAL": "<2>"}
 
 
 def set_up(kind: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter(journal="JOURNAL_STREAM" in os.environ))
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-
-
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given as `extra`."""
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    logging.basicConfig(handlers=[handler, RECENT_LOG], level=level.upper(), force=True)
 
 
 class TextFormatter(logging.Formatter):
@@ -32,7 +27,7 @@ class TextFormatter(logging.Formatter):
         self._journal = journal
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        facts = "".join(f" {name}={value!r}" for name, value in _facts(record).items())
+        facts = "".join(f" {name}={value!r}" for name, value in facts_of(record).items())
         if self._journal:
             return f"{_SYSLOG[record.levelname]}{record.name}: {record.message}{facts}"
         return super().formatMessage(record) + facts
@@ -45,7 +40,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_facts(record),
+            **facts_of(record),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

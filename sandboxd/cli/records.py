@@ -65,7 +65,10 @@ def events(follow: bool, tail: int | None, after: int | None, sandbox: str | Non
 @tail_option
 @json_option
 def log(follow: bool, tail: int | None, as_json: bool) -> None:
-    """Show the daemon's latest log lines; with --follow, new ones too. --json prints one object per line."""
+    """Show the daemon's latest log lines (it keeps 1000); with --follow, what it goes on to say.
+
+    --json prints one object per line. Over TCP this takes a key with the scope admin.
+    """
 
     def show(record: LogRecord) -> None:
         click.echo(printable(f"{show_time(record.at)}  {record.level:<7}  {record.logger}: {record.message}"))

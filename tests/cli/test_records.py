@@ -1,6 +1,7 @@
 """events and log: the past, its end, and the present."""
 
 import json
+import signal
 
 from tests.cli.support import LIMIT, Ctl
 from tests.support.daemon import Daemon
@@ -49,3 +50,19 @@ def test_following_ends_with_the_daemon_in_a_sentence(own_root_daemon: Daemon) -
         own_root_daemon.kill()
         assert process.wait(LIMIT) == 1
         assert process.stderr.read().startswith(b"sandboxctl: cannot ")
+
+
+def test_the_daemons_log_and_what_it_goes_on_to_say(own_root_daemon: Daemon) -> None:
+    own_root_daemon.start()
+    ctl = Ctl.of(own_root_daemon)
+    lines = ctl.text("log").splitlines()
+    assert any("sandboxd.daemon: serving on unix:" in line for line in lines)
+    assert json.loads(ctl.text("log", "--json", "--tail", "1"))["level"] == "info"
+    assert own_root_daemon.process is not None
+    with ctl.start("log", "--follow", "--tail", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        own_root_daemon.process.send_signal(signal.SIGHUP)
+        assert b"configuration reloaded" in process.stdout.readline()
+        process.terminate()
+        process.wait(LIMIT)

@@ -1,6 +1,6 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
-from sandboxd.http.native import commands, daemon, events, files, images, keys, openapi, sandboxes
+from sandboxd.http.native import commands, daemon, events, files, images, keys, log, openapi, sandboxes
 from sandboxd.http.native.command_schemas import Shell, ShellResult
 from sandboxd.http.native.daemon_schemas import (
     BuildImage,
@@ -16,6 +16,7 @@ from sandboxd.http.native.daemon_schemas import (
     KeyRevoked,
 )
 from sandboxd.http.native.file_schemas import FileQuery, Uploaded, UploadQuery
+from sandboxd.http.native.log_schemas import LogList, LogQuery
 from sandboxd.http.native.sandbox_schemas import (
     CreateSandbox,
     Deleted,
@@ -69,6 +70,9 @@ API = (
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
           query=EventQuery, response=EventList, summary="What happened, or what happens (SSE)"),
+
+    Route(method="GET", path="/v1/log", handler=log.log, scope=ADMIN,
+          query=LogQuery, response=LogList, summary="The daemon's latest log lines, or new ones (SSE)"),
 
     Route(method="GET", path="/v1/images", handler=images.list_all, scope=READ,
           response=ImageList, summary="List images"),
