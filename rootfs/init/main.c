@@ -1,10 +1,11 @@
 /*
  * main.c: sandbox-init, the first process of every sandbox.
  *
- *     sandbox-init --listen-fd N
+ *     sandbox-init --listen-fd N [--mark TEXT]
  *
- * N is a listening AF_UNIX stream socket, inherited; protocol.h says what is spoken on it.  Invoked as `sudo`, the
- * same program is the client of the sudo service (sudo_applet.c).
+ * N is a listening AF_UNIX stream socket, inherited; protocol.h says what is spoken on it.  TEXT means nothing here: it
+ * stands in the arguments for those who look at them from outside.  Invoked as `sudo`, the same program is the client
+ * of the sudo service (sudo_applet.c).
  *
  *     main → reaper, connections → operations → commands → spawn (keeper, leader)
  *                                             → workers → files, tree
@@ -46,9 +47,10 @@ _Noreturn static void die(const char *what)
 static int parse_arguments(int argc, char **argv)
 {
     char *end = NULL;
-    long fd = argc == 3 && strcmp(argv[1], "--listen-fd") == 0 ? strtol(argv[2], &end, 10) : -1;
+    bool known = argc == 3 || (argc == 5 && strcmp(argv[3], "--mark") == 0);
+    long fd = known && strcmp(argv[1], "--listen-fd") == 0 ? strtol(argv[2], &end, 10) : -1;
     if (fd < 3 || fd > 1 << 20 || *end != 0) {
-        fprintf(stderr, "usage: sandbox-init --listen-fd N\n");
+        fprintf(stderr, "usage: sandbox-init --listen-fd N [--mark TEXT]\n");
         exit(2);
     }
     return (int)fd;

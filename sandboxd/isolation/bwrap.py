@@ -168,7 +168,7 @@ class BwrapBackend:
         argv = [
             str(self._bwrap),
             "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup",
-            "--hostname", plan.hostname, "--as-pid-1", "--clearenv", "--setenv", MARK, plan.sandbox,
+            "--hostname", plan.hostname, "--as-pid-1", "--clearenv",
             "--dev-bind", f"{STAGE}/r", "/",
         ]
         # fmt: on
@@ -186,7 +186,7 @@ class BwrapBackend:
         for capability in CAPABILITIES:
             argv += ["--cap-add", capability]
         argv += ["--chdir", "/", "--info-fd", "{info}", "--seccomp", "{seccomp}"]
-        return (*argv, "--", INIT_INSIDE, "--listen-fd", "{listener}")
+        return (*argv, "--", INIT_INSIDE, "--listen-fd", "{listener}", MARK, plan.sandbox)
 
 
 class _Pipe:

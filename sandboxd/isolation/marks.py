@@ -1,7 +1,8 @@
 """The mark by which a sandbox's processes are found where no record or cgroup leads to them.
 
-bwrap has it in its arguments and sandbox-init in its environment. A sandbox's own programs can carry any mark they
-like; all that comes of it is that they may be taken for a sandbox that is to be killed.
+bwrap and sandbox-init have it in their arguments, which everybody may read; it outlives the daemon and its memory.
+A sandbox's own programs can carry any mark they like: all that comes of it is that they may be taken for those of a
+sandbox that is to be killed.
 """
 
 import contextlib
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from sandboxd.kernel.userns import parent_userns
 
-MARK = "SANDBOXD_SANDBOX"
+# sandbox-init ignores it; it comes before the id.
+MARK = "--mark"
 
 
 def marked_processes(sandboxes: AbstractSet[str]) -> Iterator[int]:
-    """Host pids of the bwrap and sandbox-init processes of these sandboxes, as far as this user may look."""
+    """Host pids of the bwrap and sandbox-init processes of these sandboxes."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and _mark_of(entry) in sandboxes:
             yield int(entry)
@@ -37,11 +39,7 @@ def find_namespace(sandboxes: Path) -> int | None:
 def _mark_of(pid: str) -> str | None:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if MARK.encode() in words[:-1]:
-            return words[words.index(MARK.encode()) + 1].decode(errors="replace")
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or somebody else's
+    except OSError:  # gone
         return None
-    values = (entry.partition(b"=")[2] for entry in environment if entry.startswith(MARK.encode() + b"="))
-    value = next(values, None)
-    return None if value is None else value.decode(errors="replace")
+    mark = MARK.encode()
+    return words[words.index(mark) + 1].decode(errors="replace") if mark in words[:-1] else None

@@ -95,7 +95,7 @@ def _described(pid: str) -> tuple[Process, bool] | None:
         return None
     values = {name: _value(name, environment) for name in (RUN, DAEMON)}
     command = b" ".join(words).decode(errors="replace")[:120].strip()
-    described = Process(int(pid), command, _sandbox(words, environment), values[DAEMON])
+    described = Process(int(pid), command, _sandbox(words), values[DAEMON])
     return (described, values[RUN] == os.environ.get(RUN)) if command else None
 
 
@@ -104,11 +104,9 @@ def _value(name: str, environment: list[bytes]) -> str | None:
     return found[0].partition(b"=")[2].decode(errors="replace") if found else None
 
 
-def _sandbox(words: list[bytes], environment: list[bytes]) -> str | None:
+def _sandbox(words: list[bytes]) -> str | None:
     mark = MARK.encode()
-    if mark in words[:-1]:
-        return words[words.index(mark) + 1].decode(errors="replace")
-    return _value(MARK, environment)
+    return words[words.index(mark) + 1].decode(errors="replace") if mark in words[:-1] else None
 
 
 def _mounts() -> Iterator[str]:

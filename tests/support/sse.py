@@ -5,6 +5,7 @@ import http.client
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tests.support.daemon import Daemon
@@ -35,7 +36,7 @@ class EventStream:
 
     def take(self, count: int) -> list[Event]:
         """The next so many events."""
-        return [event for event, _ in zip(self, range(count), strict=False)]
+        return list(islice(self, count))
 
 
 @contextlib.contextmanager

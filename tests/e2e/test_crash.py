@@ -1,0 +1,258 @@
+"""A daemon that dies at the worst moments, and the next one that finds what it left.
+
+After each restart every witness (API, processes, cgroups, files) has to agree, nobody's work may be lost that was
+promised, and nothing may be left over.
+"""
+
+import contextlib
+import http.client
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sandboxd.crashpoints import POINTS
+from tests.support import census, witnesses
+from tests.support.daemon import Daemon
+from tests.support.sandbox import Box
+from tests.support.sse import Event, stream
+from tests.support.waiting import wait_until
+
+CREATE_POINTS = [point for point in POINTS if point.startswith("create:")]
+DELETE_POINTS = [point for point in POINTS if point.startswith("delete:")]
+SANDBOXES = "/v1/sandboxes"
+
+
+@pytest.fixture
+def survivor(own_daemon: Daemon) -> Box:
+    """A sandbox that runs through it all, with a command in the background and something written."""
+    own_daemon.start()
+    box = Box(own_daemon, own_daemon.create(name="survivor", metadata={"kept": "yes"}, timeout_ms=3_600_000))
+    box.shell("echo written > ~/file; setsid sleep 600 > /dev/null 2>&1 &")
+    return box
+
+
+def assert_survived(box: Box) -> None:
+    """It is the same sandbox, and still at work."""
+    view = box.daemon.view("survivor")
+    assert (view["id"], view["status"], view["metadata"]) == (box.id, "running", {"kept": "yes"})
+    assert box.shell("cat ~/file")["stdout"] == "written\n"
+    assert box.processes() == ["sleep 600"]
+
+
+def start_to_die_at(daemon: Daemon, point: str) -> None:
+    """Start (or start again) a daemon that will kill itself on reaching that point."""
+    if daemon.alive:
+        assert daemon.stop() == 0
+    daemon.environment["SANDBOXD_CRASH_AT"] = point
+    daemon.start()
+
+
+def dies_of(daemon: Daemon, method: str, path: str, body: object = None) -> None:
+    """Make the request that the daemon does not survive."""
+    with pytest.raises((http.client.HTTPException, OSError)):
+        daemon.call(method, path, body)
+    assert daemon.wait() == -signal.SIGKILL
+
+
+def restart(daemon: Daemon) -> None:
+    daemon.environment.pop("SANDBOXD_CRASH_AT", None)
+    daemon.start()
+
+
+def test_a_crash_at_every_point_of_a_creation(survivor: Box) -> None:
+    """Each daemon finds what the one before it left half made, and then dies a step further on."""
+    daemon = survivor.daemon
+    for point in CREATE_POINTS:
+        start_to_die_at(daemon, point)
+        wait_until(lambda: [view["id"] for view in daemon.views()] == [survivor.id])
+        assert witnesses.disagreement(daemon) == {}, point
+        dies_of(daemon, "POST", SANDBOXES, {"name": "half-made"})
+    restart(daemon)
+    # At the last point it was complete, only nobody had been told: the client can find it by its name.
+    assert CREATE_POINTS[-1] == "create:confirmed"
+    assert daemon.shell("half-made", "echo well")["stdout"] == "well\n"
+    assert witnesses.disagreement(daemon) == {}
+    assert_survived(survivor)
+
+
+def test_a_crash_at_every_point_of_a_deletion(survivor: Box) -> None:
+    """What was asked for is done, though nobody asks again."""
+    daemon = survivor.daemon
+    for point in DELETE_POINTS:
+        doomed = daemon.create(name="doomed")
+        daemon.shell(doomed, "mkdir -p /tmp/a/b; echo x > /tmp/a/b/c; setsid sleep 600 > /dev/null 2>&1 &")
+        start_to_die_at(daemon, point)
+        dies_of(daemon, "DELETE", f"{SANDBOXES}/{doomed}")
+        restart(daemon)
+        assert_deleted(daemon, doomed)
+    assert_survived(survivor)
+
+
+def assert_deleted(daemon: Daemon, sandbox: str) -> None:
+    wait_until(lambda: daemon.call("GET", f"{SANDBOXES}/{sandbox}").status == 404)
+    assert daemon.events(sandbox) == ["created", "started", "deleted"]
+    assert witnesses.disagreement(daemon) == {}
+
+
+def test_a_crash_while_creating_many_and_deleting_many(survivor: Box) -> None:
+    """No point chosen: wherever the daemon is with sixteen of them, each ends whole or gone."""
+    daemon = survivor.daemon
+    old = [daemon.create() for _ in range(6)]
+
+    def try_to(method: str, path: str) -> None:
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            daemon.call(method, path)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(10):
+            pool.submit(try_to, "POST", SANDBOXES)
+        for sandbox in old:
+            pool.submit(try_to, "DELETE", f"{SANDBOXES}/{sandbox}")
+        wait_until(lambda: len(witnesses.ask(daemon)["inits"]) != 7)  # neither all nor nothing has happened
+        daemon.kill()
+    restart(daemon)
+    wait_until(lambda: {view["status"] for view in daemon.views()} == {"running"})
+    assert witnesses.disagreement(daemon) == {}
+    for view in daemon.views():
+        assert daemon.shell(view["id"], "echo well")["stdout"] == "well\n"
+    assert_survived(survivor)
+
+
+def test_a_crash_while_the_crash_before_is_cleaned_up(survivor: Box) -> None:
+    daemon = survivor.daemon
+    doomed = daemon.create()
+    start_to_die_at(daemon, "delete:recorded")
+    dies_of(daemon, "DELETE", f"{SANDBOXES}/{doomed}")
+    for point in ("delete:killed", "delete:discarded"):
+        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.launch()
+        assert daemon.wait() == -signal.SIGKILL
+    restart(daemon)
+    assert_deleted(daemon, doomed)
+    assert_survived(survivor)
+
+
+def test_sigkill_while_commands_run(survivor: Box) -> None:
+    """What runs in the background goes on; a client in the middle of a command learns that it is cut off."""
+    daemon = survivor.daemon
+    survivor.shell("(while echo tick; do sleep 0.05; done) > ~/ticks 2>&1 &")
+    with stream(daemon, "POST", f"{SANDBOXES}/{survivor.id}/shell/stream", {"cmd": "echo up; sleep 600"}) as events:
+        assert [event.kind for event in events.take(2)] == ["started", "stdout"]
+        daemon.kill()
+        rest: list[Event] = []
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            rest = list(events)
+        assert rest == []  # above all no exit that never was
+    ticks = _ticks(survivor)
+    wait_until(lambda: _ticks(survivor) > ticks)  # the clock inside does not need a daemon
+    restart(daemon)
+    assert survivor.shell("tail -c 5 ~/ticks")["stdout"] == "tick\n"
+    assert daemon.view("survivor")["status"] == "running"
+    assert witnesses.disagreement(daemon) == {}
+
+
+def _ticks(box: Box) -> int:
+    """Size of the file that grows inside, seen from the host while no daemon is there to ask."""
+    return os.stat(f"/proc/{witnesses.init_of(box.id)}/root/home/user/ticks").st_size
+
+
+def test_a_graceful_restart_keeps_everything(survivor: Box) -> None:
+    daemon = survivor.daemon
+    before = daemon.view("survivor")
+    init = witnesses.init_of(survivor.id)
+    assert daemon.stop() == 0
+    assert witnesses.init_of(survivor.id) == init
+    restart(daemon)
+    assert daemon.view("survivor") == before
+    assert_survived(survivor)
+    assert witnesses.disagreement(daemon) == {}
+
+
+def test_twenty_live_sandboxes_are_all_attached_again(survivor: Box) -> None:
+    daemon = survivor.daemon
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: daemon.create(), range(19)))
+    daemon.kill()
+    began = time.monotonic()
+    restart(daemon)
+    assert time.monotonic() - began < 20
+    assert {view["id"] for view in daemon.views("status=running&limit=100")} == {survivor.id, *made}
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda each: daemon.shell(each, "echo well")["stdout"], made)) == {"well\n"}
+    assert witnesses.disagreement(daemon) == {}
+    assert_survived(survivor)
+
+
+def test_what_ended_while_no_daemon_looked_is_found_to_have_ended(survivor: Box) -> None:
+    daemon = survivor.daemon
+    daemon.kill()
+    os.kill(witnesses.init_of(survivor.id), signal.SIGKILL)
+    restart(daemon)
+    wait_until(lambda: daemon.view("survivor")["status"] == "exited")
+    assert daemon.events(survivor.id) == ["created", "started", "exited"]
+    assert witnesses.disagreement(daemon) == {}
+
+
+def test_a_lifetime_that_ran_out_while_no_daemon_looked_ends_the_sandbox(own_daemon: Daemon) -> None:
+    own_daemon.start()
+    sandbox = own_daemon.create(timeout_ms=1500)
+    own_daemon.kill()
+    time.sleep(1.5)  # not for order: it is the lifetime
+    own_daemon.start()
+    wait_until(lambda: own_daemon.call("GET", f"{SANDBOXES}/{sandbox}").status == 404)
+    assert own_daemon.events(sandbox) == ["created", "started", "expired", "deleted"]
+    assert witnesses.disagreement(own_daemon) == {}
+
+
+def test_a_pid_that_means_another_process_by_now_is_left_alone(survivor: Box) -> None:
+    daemon = survivor.daemon
+    daemon.kill()
+    init = witnesses.init_of(survivor.id)
+    os.kill(init, signal.SIGKILL)
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        with contextlib.closing(sqlite3.connect(daemon.state / "state.db")) as database, database:
+            database.execute("UPDATE sandboxes SET body = json_set(body, '$.machine.pid', ?)", (bystander.pid,))
+        restart(daemon)
+        wait_until(lambda: daemon.view("survivor")["status"] == "exited")
+        assert bystander.poll() is None
+        bystander.kill()
+    assert witnesses.disagreement(daemon) == {}
+
+
+# -- helpers of the daemon die ------------------------------------------------------------------------------------
+
+
+def test_sigkill_of_the_fork_server_costs_no_sandbox_and_it_is_made_anew(survivor: Box) -> None:
+    daemon = survivor.daemon
+    os.kill(_fork_server(daemon), signal.SIGKILL)
+    # At most the one creation that finds it dead fails, and says what to do.
+    answer = daemon.call("POST", SANDBOXES)
+    if answer.status != 201:
+        assert (answer.status, answer.json["kind"]) == (500, "launch_failed")
+    assert daemon.shell(daemon.create(), "echo well")["stdout"] == "well\n"
+    assert_survived(survivor)
+    assert witnesses.disagreement(daemon) == {}
+
+
+def _fork_server(daemon: Daemon) -> int:
+    return next(
+        each.pid
+        for each in census.processes()
+        if each.daemon == str(daemon.root) and "forkserver.py" in each.command and each.sandbox is None
+    )
+
+
+def test_sigkill_of_the_monitor_leaves_the_sandbox_and_its_deletion_whole(survivor: Box) -> None:
+    daemon = survivor.daemon
+    os.kill(witnesses.monitor_of(survivor.id), signal.SIGKILL)
+    assert_survived(survivor)
+    assert daemon.stop() == 0
+    restart(daemon)
+    assert_survived(survivor)
+    daemon.delete(survivor.id)
+    assert witnesses.disagreement(daemon) == {}
