@@ -7,6 +7,7 @@ runs sandbox-init without isolation.
 import contextlib
 import errno
 import os
+import select
 import signal
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -137,8 +138,7 @@ def _kill(pidfd: int) -> None:
 
 
 def _alive(pidfd: int) -> bool:
-    try:
-        signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """A pidfd is readable once the process ended, also while nobody has reaped it: signal 0 still reaches a zombie."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)

@@ -20,23 +20,37 @@ class Entry:
 
     sandbox: Sandbox
     running: RunningMachine | None = None
-    stop: trio.Event = field(default_factory=trio.Event)
-    stop_reason: EventKind = EventKind.DELETED
-    gone: trio.Event = field(default_factory=trio.Event)
-    attempted: trio.Event = field(default_factory=trio.Event)
-    """set (and replaced) when a deletion failed; `failure` says why"""
+    stop_reason: EventKind | None = None
+    """why it is to end, once that is decided"""
+    changed: trio.Event = field(default_factory=trio.Event)
+    """set, and replaced, when there may be something for the supervisor to do"""
+    settled: trio.Event = field(default_factory=trio.Event)
+    """set, and replaced, when a deletion ended: well, or with `failure`"""
     failure: SandboxdError | None = None
-    lifetime_changed: trio.Event = field(default_factory=trio.Event)
     oom_noticed: bool = False
+
+    def ask_to_stop(self, reason: EventKind = EventKind.DELETED) -> None:
+        """Let its supervisor delete it. The first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+        self.wake()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def settle(self, failure: SandboxdError | None = None) -> None:
+        self.failure = failure
+        self.settled.set()
+        self.settled = trio.Event()
 
     def note_oom(self) -> None:
         self.oom_noticed = True
 
     def require_running(self) -> RunningMachine:
         """The live machine. Raises: Conflict naming the state that is in the way."""
-        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and not self.stop.is_set():
+        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and self.stop_reason is None:
             return self.running
-        state = SandboxState.DELETING if self.stop.is_set() else self.sandbox.state
+        state = self.sandbox.state if self.stop_reason is None else SandboxState.DELETING
         raise Conflict(f"cannot use sandbox {self.sandbox.id}: it is {state}", state=state)
 
 

@@ -2,7 +2,7 @@
 
 The record in the store is written before the first effect on the host and removed after the last one is undone
 (model.TRANSITIONS). In between, the sandbox's supervisor is the only one who changes it: clients who want it gone
-set `Entry.stop` and wait for `Entry.gone`, so a client that leaves never leaves anything half done.
+ask the entry to stop and wait until it has settled, so a client that leaves never leaves anything half done.
 """
 
 import errno
@@ -12,12 +12,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import trio
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable, Unprocessable
+from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import IdRange, LaunchPlan
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import TRANSITIONS, EventKind, Image, Sandbox, SandboxSpec, SandboxState
@@ -165,40 +165,35 @@ class Sandboxes:
     async def _supervise(self, entry: Entry) -> None:
         """From RUNNING (or EXITED) until the sandbox is gone. Its own bookkeeping failing ends the daemon."""
         if entry.sandbox.state is SandboxState.RUNNING:
-            await self._until_ended(entry)
-        if not entry.stop.is_set():
+            await self._while_running(entry)
+        if entry.stop_reason is None:
             await self._note_exit(entry)
             await self._until_stop(entry)
         await self._delete(entry)
 
-    async def _until_ended(self, entry: Entry) -> None:
+    async def _while_running(self, entry: Entry) -> None:
         """Until the machine ends by itself, its lifetime is over, or somebody wants it gone."""
         assert entry.running is not None
         cgroup = entry.running.cgroup
         await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
         try:
             async with trio.open_nursery() as nursery:
-
-                async def first(wait: Any, *arguments: Any) -> None:
-                    await wait(*arguments)
-                    nursery.cancel_scope.cancel("decided")
-
-                nursery.start_soon(first, entry.running.wait_ended)
-                nursery.start_soon(first, self._until_stop, entry)
+                nursery.start_soon(_wake_at_end, entry, entry.running)
+                await self._until_stop(entry, running=entry.running)
+                nursery.cancel_scope.cancel("it is known how this ends")
         finally:
             self._oom.discard(cgroup)
 
-    async def _until_stop(self, entry: Entry) -> None:
-        """Until somebody wants the sandbox gone or its time is over."""
-        while not entry.stop.is_set():
+    async def _until_stop(self, entry: Entry, *, running: RunningMachine | None = None) -> None:
+        """Until somebody wants the sandbox gone or its time is over; or, if it is running, until it ended."""
+        while entry.stop_reason is None and not (running and running.ended()):
             expires = entry.sandbox.expires_at
             remaining = CLOCK_CHECK if expires is None else min(CLOCK_CHECK, expires - time.time())
             if remaining <= 0:
-                entry.stop_reason = EventKind.EXPIRED
-                entry.stop.set()
+                entry.ask_to_stop(EventKind.EXPIRED)
                 return
             with trio.move_on_after(remaining):
-                await _first_of(entry.stop, entry.lifetime_changed)
+                await entry.changed.wait()
 
     async def _note_exit(self, entry: Entry) -> None:
         """Its pid 1 is gone though nobody asked. Whatever was left of its processes goes too; its files stay."""
@@ -218,15 +213,13 @@ class Sandboxes:
 
     async def _delete(self, entry: Entry) -> None:
         """Until it is gone. What cannot be deleted now (a full disk, an unkillable process) is tried again."""
-        while not entry.gone.is_set():
+        while entry.sandbox.id in self._entries:
             try:
                 with trio.CancelScope(shield=True):
                     await self._delete_once(entry)
             except SandboxdError as failure:
                 log.error("sandbox %s could not be deleted, trying again: %s", entry.sandbox.id, failure)
-                entry.failure = failure
-                entry.attempted.set()
-                entry.attempted = trio.Event()
+                entry.settle(failure)
                 await trio.sleep(DELETE_RETRY)
 
     async def _delete_once(self, entry: Entry) -> None:
@@ -250,7 +243,7 @@ class Sandboxes:
         crash_point("delete:forgotten")
         self._host.ranges.give_back(sandbox.range_start)
         self._entries.pop(sandbox.id, None)
-        entry.gone.set()
+        entry.settle()
 
     async def _end_machine(self, entry: Entry) -> None:
         """No process of the sandbox is left after this. Its empty cgroup goes with the discarded files."""
@@ -274,9 +267,9 @@ class Sandboxes:
     async def delete(self, sandbox: str) -> None:
         """Returns when nothing of it is left but files on their way out. Raises: NotFound, SandboxLost."""
         entry = self.entry(sandbox)
-        entry.stop.set()
-        await _first_of(entry.gone, entry.attempted)
-        if not entry.gone.is_set() and entry.failure is not None:
+        entry.ask_to_stop()
+        await entry.settled.wait()
+        if entry.failure is not None:
             raise entry.failure
 
     async def set_lifetime(self, sandbox: str, seconds: float | None) -> Sandbox:
@@ -286,8 +279,7 @@ class Sandboxes:
         expires = None if seconds is None else time.time() + seconds
         entry.sandbox = replace(entry.sandbox, expires_at=expires)
         await self._store.save(entry.sandbox)
-        entry.lifetime_changed.set()
-        entry.lifetime_changed = trio.Event()
+        entry.wake()
         return entry.sandbox
 
     # -- start-up and housekeeping --------------------------------------------------------------------------------
@@ -317,7 +309,7 @@ class Sandboxes:
 
     async def _finish_interrupted(self, entry: Entry) -> None:
         """A creation nobody was told of, or a deletion somebody asked for: either way it ends gone."""
-        entry.stop.set()
+        entry.ask_to_stop()
         await self._host.backend.sweep({entry.sandbox.id})
         await self._delete(entry)
 
@@ -369,12 +361,6 @@ def _as_domain_error(failure: Exception, entry: Entry) -> SandboxdError:
     return LaunchFailed(f"cannot create sandbox {entry.sandbox.id}: {failure}")
 
 
-async def _first_of(*events: trio.Event) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel("one is enough")
-
-        for event in events:
-            nursery.start_soon(wait, event)
+async def _wake_at_end(entry: Entry, running: RunningMachine) -> None:
+    await running.wait_ended()
+    entry.wake()
