@@ -373,6 +373,8 @@ static void report_exit(pid_t leader, int wait_status, const struct rusage *usag
         continue;
     report.survivors = zombie == 0;
     send_report(status, &report);
+    /* init, just woken and most likely on this CPU, would have to wait until this process is taken apart. */
+    sched_yield();
 }
 
 _Noreturn static void keep(pid_t leader, int status)

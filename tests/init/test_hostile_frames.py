@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -137,9 +137,9 @@ async def test_mutated_conversations(sanitized_init: RunningInit, directory: Pat
 
 
 async def test_connections_beyond_the_limit_wait_and_are_served_later(init: RunningInit) -> None:
-    async with AsyncExitStack() as idle:
+    with ExitStack() as idle:
         for _ in range(MAX_CONNECTIONS):
-            await idle.enter_async_context(await connect(init.socket))
+            idle.enter_context(await connect(init.socket))
         with trio.move_on_after(0.2) as scope:
             await init.client.hello()
         assert scope.cancelled_caught
@@ -149,15 +149,15 @@ async def test_connections_beyond_the_limit_wait_and_are_served_later(init: Runn
 
 async def test_full_queue_is_waited_for(init: RunningInit) -> None:
     os.kill(init.pid, signal.SIGSTOP)
-    async with AsyncExitStack() as idle:
+    with ExitStack() as idle:
         with suppress(BlockingIOError):
             while True:
-                await idle.enter_async_context(connect_nowait(init.socket))
+                idle.enter_context(connect_nowait(init.socket))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(init.client.hello)
             await trio.testing.wait_all_tasks_blocked()
             os.kill(init.pid, signal.SIGCONT)
-            await idle.aclose()
+            idle.close()
 
 
 async def test_running_out_of_descriptors_is_survived(init: RunningInit) -> None:
