@@ -90,7 +90,8 @@ class FileOperations(Connector):
         By default it is truncated and written in place; with `offset` or `append` the rest is kept; `atomic` writes
         a temporary file beside it and renames it when complete, so that a failure or a cancellation changes nothing.
         `exclusive` fails when the file exists; `parents` makes missing directories. An existing file keeps its mode
-        and owner where none are given, a new one gets 0644.
+        and owner where none are given, a new one gets 0644. `content` is not read to its end when init refuses early;
+        closing it is the caller's.
         """
         flags = _flags(atomic=atomic, append=append, exclusive=exclusive, parents=parents)
         fields = {

@@ -204,3 +204,18 @@ async def read_until(attachment: Attachment, wanted: bytes) -> bytes:
         if isinstance(event, Output) and event.stream is Stream.STDOUT:
             seen += event.data
     return seen
+
+
+class Content:
+    """What to write into a file. Not a generator, which would have to be closed when the write fails early."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = iter(parts)
+
+    def __aiter__(self) -> "Content":
+        return self
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration

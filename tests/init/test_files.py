@@ -15,7 +15,7 @@ import trio
 from sandboxd.isolation.init_client import InitClient, InitError
 from sandboxd.isolation.init_messages import Entry
 from sandboxd.isolation.wire import MAX_DEPTH, FileType
-from tests.init.harness import RunningInit, wait_until
+from tests.init.harness import Content, RunningInit, wait_until
 
 MIB = 1024 * 1024
 
@@ -26,11 +26,6 @@ def place(directory: Path) -> Path:
     path = directory / "files"
     path.mkdir()
     return path
-
-
-async def parts(*data: bytes) -> AsyncIterator[bytes]:
-    for part in data:
-        yield part
 
 
 async def content(client: InitClient, path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
@@ -157,14 +152,14 @@ class TestReading:
 
 class TestWriting:
     async def test_new_file(self, init: RunningInit, place: Path) -> None:
-        size = await init.client.write_file(str(place / "new"), parts(b"one ", b"", b"two"))
+        size = await init.client.write_file(str(place / "new"), Content(b"one ", b"", b"two"))
         assert size == 7
         assert (place / "new").read_bytes() == b"one two"
         assert stat.S_IMODE((place / "new").stat().st_mode) == 0o644
 
     async def test_large_parts(self, init: RunningInit, place: Path) -> None:
         data = os.urandom(5 * MIB)
-        await init.client.write_file(str(place / "big"), parts(data), mode=0o600)
+        await init.client.write_file(str(place / "big"), Content(data), mode=0o600)
         assert (place / "big").read_bytes() == data
         assert stat.S_IMODE((place / "big").stat().st_mode) == 0o600
 
@@ -175,7 +170,7 @@ class TestWriting:
         (place / "file").write_bytes(b"a longer text")
         (place / "file").chmod(0o4751)
         (place / "link").symlink_to("file")
-        await init.client.write_file(str(place / "link"), parts(b"short"), atomic=atomic)
+        await init.client.write_file(str(place / "link"), Content(b"short"), atomic=atomic)
         assert (place / "link").is_symlink()
         assert (place / "file").read_bytes() == b"short"
         # A write in place takes the setuid bit away, as everywhere.
@@ -184,15 +179,15 @@ class TestWriting:
 
     async def test_append_and_offset_keep_the_rest(self, init: RunningInit, place: Path) -> None:
         (place / "file").write_bytes(b"0123456789")
-        await init.client.write_file(str(place / "file"), parts(b"XY"), offset=3)
-        await init.client.write_file(str(place / "file"), parts(b"end"), append=True)
+        await init.client.write_file(str(place / "file"), Content(b"XY"), offset=3)
+        await init.client.write_file(str(place / "file"), Content(b"end"), append=True)
         assert (place / "file").read_bytes() == b"012XY56789end"
 
     @pytest.mark.parametrize("atomic", [False, True])
     async def test_exclusive(self, init: RunningInit, place: Path, atomic: bool) -> None:
-        await init.client.write_file(str(place / "file"), parts(b"first"), exclusive=True, atomic=atomic)
+        await init.client.write_file(str(place / "file"), Content(b"first"), exclusive=True, atomic=atomic)
         with pytest.raises(InitError) as raised:
-            await init.client.write_file(str(place / "file"), parts(b"second"), exclusive=True, atomic=atomic)
+            await init.client.write_file(str(place / "file"), Content(b"second"), exclusive=True, atomic=atomic)
         assert raised.value.errno == errno.EEXIST
         assert (place / "file").read_bytes() == b"first"
         assert os.listdir(place) == ["file"]
@@ -200,9 +195,9 @@ class TestWriting:
     async def test_parents(self, init: RunningInit, place: Path) -> None:
         target = place / "a/b/c/file"
         with pytest.raises(InitError) as raised:
-            await init.client.write_file(str(target), parts(b"x"))
+            await init.client.write_file(str(target), Content(b"x"))
         assert raised.value.errno == errno.ENOENT
-        await init.client.write_file(str(target), parts(b"x"), parents=True)
+        await init.client.write_file(str(target), Content(b"x"), parents=True)
         assert target.read_bytes() == b"x"
 
     async def test_interrupted_atomic_write_changes_nothing(self, init: RunningInit, place: Path) -> None:
@@ -221,11 +216,11 @@ class TestWriting:
 
     async def test_part_of_a_file_cannot_be_atomic(self, init: RunningInit, place: Path) -> None:
         with pytest.raises(InitError, match="atomically"):
-            await init.client.write_file(str(place / "file"), parts(b"x"), atomic=True, append=True)
+            await init.client.write_file(str(place / "file"), Content(b"x"), atomic=True, append=True)
 
     async def test_full_disk_is_reported_while_much_is_being_sent(self, init: RunningInit, place: Path) -> None:
         with trio.fail_after(20), pytest.raises(InitError) as raised:
-            await init.client.write_file("/dev/full", parts(bytes(30 * MIB)))
+            await init.client.write_file("/dev/full", Content(bytes(30 * MIB)))
         assert raised.value.kind == "not_regular"
         assert raised.value.errno == errno.EINVAL
 
@@ -243,7 +238,7 @@ class TestWriting:
     ) -> None:
         make(place / "thing")
         with trio.fail_after(5), pytest.raises(InitError) as raised:
-            await init.client.write_file(str(place / "thing"), parts(b"x"), atomic=atomic)
+            await init.client.write_file(str(place / "thing"), Content(b"x"), atomic=atomic)
         assert raised.value.kind == kind
         assert os.listdir(place) == ["thing"]
 
@@ -251,7 +246,7 @@ class TestWriting:
         os.mkfifo(place / "fifo")
         reader = os.open(place / "fifo", os.O_RDONLY | os.O_NONBLOCK)
         with pytest.raises(InitError) as raised:
-            await init.client.write_file(str(place / "fifo"), parts(b"x"))
+            await init.client.write_file(str(place / "fifo"), Content(b"x"))
         assert raised.value.kind == "not_regular"
         os.close(reader)
 

@@ -10,7 +10,7 @@ import trio
 
 from sandboxd.isolation.init_client import InitError, SpawnRequest
 from sandboxd.isolation.wire import FileType
-from tests.init.harness import Etc, RunningInit, pid1_init, run, shell
+from tests.init.harness import Content, Etc, RunningInit, pid1_init, run, shell
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -24,21 +24,6 @@ async def box(binaries: dict[str, Path], directory: Path) -> AsyncIterator[Runni
     )
     async with pid1_init(binaries["sanitized"], directory, etc) as running:
         yield running
-
-
-class Part:
-    """Content in one part. Not a generator, which would have to be closed when the write fails early."""
-
-    def __init__(self, data: bytes) -> None:
-        self._left = [data]
-
-    def __aiter__(self) -> "Part":
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
 
 
 class TestCommands:
@@ -124,12 +109,12 @@ class TestHostileDatabases:
 
 class TestFiles:
     async def test_they_are_touched_as_the_user(self, box: RunningInit) -> None:
-        await box.client.write_file("/mnt/home/mine", Part(b"x"), user="user", mode=0o600)
+        await box.client.write_file("/mnt/home/mine", Content(b"x"), user="user", mode=0o600)
         entry = await box.client.stat("/mnt/home/mine", user="user")
         assert (entry.uid, entry.gid, entry.owner, entry.group) == (1000, 1000, "user", "user")
         attempts = (
             lambda: box.client.stat("/mnt/home/mine", user="plain"),
-            lambda: box.client.write_file("/mnt/home/new", Part(b"x"), user="plain"),
+            lambda: box.client.write_file("/mnt/home/new", Content(b"x"), user="plain"),
             lambda: box.client.remove("/mnt/home", user="plain", recursive=True),
             lambda: box.client.chown("/mnt/home/mine", owner="plain", user="user"),
         )
@@ -141,7 +126,7 @@ class TestFiles:
 
     async def test_root_may_give_what_it_makes_away(self, box: RunningInit) -> None:
         await box.client.write_file(
-            "/mnt/tmp/a/b/file", Part(b"x"), parents=True, owner="user", group="extra", atomic=True
+            "/mnt/tmp/a/b/file", Content(b"x"), parents=True, owner="user", group="extra", atomic=True
         )
         for path in ("/mnt/tmp/a", "/mnt/tmp/a/b", "/mnt/tmp/a/b/file"):
             entry = await box.client.stat(path)
@@ -151,13 +136,13 @@ class TestFiles:
         assert (entry.uid, entry.gid, entry.owner, entry.group) == (1001, 7, "plain", "")
 
     async def test_atomic_replacement_keeps_owner_and_mode(self, box: RunningInit) -> None:
-        await box.client.write_file("/mnt/tmp/file", Part(b"x"), owner="user", group="user", mode=0o640)
-        await box.client.write_file("/mnt/tmp/file", Part(b"y"), atomic=True)
+        await box.client.write_file("/mnt/tmp/file", Content(b"x"), owner="user", group="user", mode=0o640)
+        await box.client.write_file("/mnt/tmp/file", Content(b"y"), atomic=True)
         entry = await box.client.stat("/mnt/tmp/file")
         assert (entry.owner, entry.group, entry.mode) == ("user", "user", 0o640)
 
     async def test_links_are_changed_themselves_unless_followed(self, box: RunningInit) -> None:
-        await box.client.write_file("/mnt/tmp/file", Part(b"x"))
+        await box.client.write_file("/mnt/tmp/file", Content(b"x"))
         await box.client.symlink("/mnt/tmp/link", "file")
         await box.client.chown("/mnt/tmp/link", owner="user", follow=False)
         assert (await box.client.stat("/mnt/tmp/link", follow=False)).owner == "user"
