@@ -33,7 +33,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=5, lives=40, idle=(10,), idle_peers=5, file_size=64 * MIB, restart=50)
-DEFAULT = Effort(seconds=25, lives=160, idle=(10, 100, 500), idle_peers=20, file_size=256 * MIB, restart=200)
+DEFAULT = Effort(seconds=15, lives=160, idle=(10, 100, 500), idle_peers=20, file_size=256 * MIB, restart=200)
 FULL = Effort(seconds=60, lives=400, idle=(10, 100, 500, 1000), idle_peers=50, file_size=1024 * MIB, restart=200)
 
 Row = Callable[[Sequence[System], Effort], list[Figure]]
@@ -52,7 +52,7 @@ def exec_true(systems: Sequence[System], effort: Effort) -> list[Figure]:
     """Run /bin/true in a sandbox that is there."""
     figures, trials, instances = _on_instances("exec", systems, lambda instance: instance.true, unit="ms")
     interleave(figures, trials, seconds=effort.seconds)
-    _stop_all(instances)
+    _stop_all(instances, figures)
     return figures
 
 
@@ -63,19 +63,19 @@ def parallel(systems: Sequence[System], effort: Effort) -> list[Figure]:
         able = _offering("life", systems)
         for system in able:
             figure = Figure(row=f"lives ×{workers}", system=system.name, unit="/s", higher_is_better=True)
-            _fill_rate(figure, system.live, workers=workers, times=_times(system.live, effort))
+            _fill_rate(figure, system.live, workers=workers, times=max(workers, _times(system, effort)))
             figures.append(figure)
     return figures
 
 
-def _times(work: Callable[[], None], effort: Effort) -> int:
+def _times(system: System, effort: Effort) -> int:
     """As many as the effort says; of a slow system as many as take a tenth of the row's time."""
     begun = time.perf_counter()
     try:
-        work()
+        system.live()
     except (TrialFailed, OSError):
-        return 16
-    return max(16, min(effort.lives, int(effort.seconds / 10 / (time.perf_counter() - begun))))
+        return 1
+    return min(effort.lives, int(effort.seconds / 10 / (time.perf_counter() - begun)))
 
 
 def creates(systems: Sequence[System], effort: Effort) -> list[Figure]:
@@ -111,7 +111,8 @@ def output(systems: Sequence[System], effort: Effort) -> list[Figure]:
         "stream", systems, lambda instance: receive(instance.stream), unit="MB/s"
     )
     interleave(figures + streamed, trials + stream_trials, seconds=effort.seconds)
-    _stop_all(instances + more)
+    _stop_all(instances, figures)
+    _stop_all(more, streamed)
     return figures + streamed
 
 
@@ -131,7 +132,7 @@ def files(systems: Sequence[System], effort: Effort) -> list[Figure]:
             down.attempt(get)
         if isinstance(system, Sandboxd):
             up.note = f"daemon's memory grew by {(density.peak_memory(system.pid) - before) / MIB:.0f} MiB at most"
-        instance.stop()
+        _stop_all([instance], [down])
         figures += [up, down]
     return figures
 
@@ -160,7 +161,7 @@ def _weigh(system: System, count: int) -> Figure:
             figure.note += f"; daemon +{(density.pss(own) - daemon) / count / 1e3:.0f} kB each"
     except (TrialFailed, OSError) as failure:
         figure.failures.append(f"after {len(instances)}: {failure}")
-    _stop_all(instances)
+    _stop_all(instances, [figure] * len(instances))
     return figure
 
 
@@ -200,15 +201,17 @@ def _of_ours(systems: Sequence[System]) -> list[Sandboxd]:
 
 def _on_instances(
     row: str, systems: Sequence[System], trial: Callable[[Any], Callable[[], Any]], *, unit: str
-) -> tuple[list[Figure], list[Trial], list[Instance]]:
-    """A figure, a trial and a running instance for each system; one that does not start is a failure."""
-    figures, trials, instances = [], [], []
+) -> tuple[list[Figure], list[Trial], list[Instance | None]]:
+    """A figure, a trial and a running instance for each system; one that does not start is a failure, and None."""
+    figures, trials = [], []
+    instances: list[Instance | None] = []
     for system in _offering(row, systems):
         figure = Figure(row=row, system=system.name, unit=unit, higher_is_better=unit != "ms")
         figures.append(figure)
         try:
             instance = system.start()
         except (TrialFailed, OSError) as failure:
+            instances.append(None)
             trials.append(Trial(system=system.name, run=_failing(str(failure))))
         else:
             instances.append(instance)
@@ -243,9 +246,14 @@ def _expect(size: int, received: int) -> None:
         raise TrialFailed(f"{received} of {size} bytes came")
 
 
-def _stop_all(instances: Sequence[Instance]) -> None:
-    for instance in instances:
-        instance.stop()
+def _stop_all(instances: Sequence[Instance | None], figures: Sequence[Figure]) -> None:
+    """What cannot be stopped is a failure of its system; close() ends it, or says so."""
+    for instance, figure in zip(instances, figures, strict=True):
+        try:
+            if instance is not None:
+                instance.stop()
+        except (TrialFailed, OSError) as failure:
+            figure.failures.append(f"not stopped: {failure}")
 
 
 ROWS: dict[str, Row] = {
