@@ -39,6 +39,9 @@ SHELLS = ("/bin/bash", "/bin/sh")
 # Enough for sandbox-init to walk and kill a large tree; a machine that needs longer is being deleted anyway.
 KILL_LIMIT = 10.0
 KILL_RETRY = 1.0
+# Nobody attaches later, so the ring is only a buffer between the command and us; and sandbox-init keeps the rings of
+# the last ended commands.
+RING_SIZE = 256 * 1024
 
 _STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
 
@@ -214,6 +217,7 @@ def _spawn_request(entry: Entry, spec: CommandSpec) -> SpawnRequest:
         user=spec.user or sandbox.user,
         stdin=StdinMode.PIPE if spec.stdin or terminal else StdinMode.NULL,
         terminal=init_client.TerminalSize(terminal.cols, terminal.rows) if terminal else None,
+        ring_size=RING_SIZE,
     )
 
 
