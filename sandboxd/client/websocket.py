@@ -91,7 +91,8 @@ class WebSocket:
                 if event.message_finished:
                     return self._take_message()
             elif isinstance(event, Ping):
-                await self._send(event.response())
+                with suppress(WebSocketClosed):  # the end may be behind it already, with messages in between
+                    await self._send(event.response())
             elif isinstance(event, CloseConnection):
                 await self._answer(event)
                 raise WebSocketClosed(event.code, event.reason or "")
