@@ -12,6 +12,7 @@ Run as: python -I -S forkserver.py SOCKET_FD   (with sandboxd's parent directory
 
 import array
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -22,8 +23,6 @@ from typing import Any
 
 MAX_REQUEST = 128 * 1024
 MAX_DESCRIPTORS = 16
-# Above every descriptor the child opens while it works, so that fixed numbers can be handed to the program.
-FIRST_PASSED = 200
 # Name of the layer on the stage that holds the sandbox's own hostname, machine-id, …
 IDENTITY = "i"
 
@@ -149,13 +148,12 @@ def _place_standard_streams(error: int) -> None:
 
 
 def _pass_descriptors(named: dict[str, int]) -> dict[str, str]:
-    """Give the program its descriptors under fixed numbers, by placeholder; all others close on exec."""
-    passed = {}
-    for offset, (name, descriptor) in enumerate(named.items()):
-        if name not in ("error", "cgroup"):
-            os.dup2(descriptor, FIRST_PASSED + offset, inheritable=True)
-            passed["{" + name + "}"] = str(FIRST_PASSED + offset)
-    return passed
+    """Copies for the program, by placeholder; everything else closes on exec.
+
+    Under whatever numbers are free: fixed ones would be taken once the fork server holds many namespaces.
+    """
+    passed = {name: descriptor for name, descriptor in named.items() if name not in ("error", "cgroup")}
+    return {f"{{{name}}}": str(fcntl.fcntl(descriptor, fcntl.F_DUPFD, 3)) for name, descriptor in passed.items()}
 
 
 def _write(path: str, text: str) -> None:
