@@ -138,7 +138,7 @@ def _kill(pidfd: int) -> None:
 
 
 def _alive(pidfd: int) -> bool:
-    """A pidfd is readable once the process ended, also while nobody has reaped it: signal 0 still reaches a zombie."""
+    """A pidfd is readable once the process ended, reaped or not; signal 0 would still reach a zombie."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
