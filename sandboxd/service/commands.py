@@ -228,6 +228,8 @@ def init_errors(entry: Entry) -> Iterator[None]:
         yield
     except InitError as error:
         raise _refused(error) from error
+    except ValueError as error:  # it cannot be said in init's protocol: too many arguments, too large an environment
+        raise Unprocessable(str(error), kind="too_large") from error
     except (InitGone, WireError, OSError) as error:
         raise SandboxLost(f"cannot go on: sandbox {entry.sandbox.id} ended under the operation ({error})") from error
 

@@ -152,8 +152,8 @@ async def test_a_terminal_is_one_with_a_size_that_can_change(box: Box) -> None:
     async with session(box.daemon, box.id) as client:
         await client.say(type="start", cmd="bash --norc -i", stdin=True, terminal={"cols": 91, "rows": 23})
         await client.until("started")
-        await client.type(b"tty; stty size; echo $TE\x7fERM-end\r")
-        await client.until_output(b"-end\r\n")
+        await client.type(b"tty; stty size; echo do''nx\x7fe\r")  # with a typing mistake, and the key that mends it
+        await client.until_output(b"done\r\n")
         assert "/dev/pts/" in client.output
         assert "23 91" in client.output
         await client.say(type="resize", cols=120, rows=40)
@@ -259,7 +259,6 @@ async def test_a_bad_start_is_answered_and_closed(box: Box, start: str, code: in
         "[]",
         '"start"',
         '{"type":"dance"}',
-        '{"type":"resize"}',
         '{"type":"resize","cols":-1,"rows":1}',
         '{"type":"signal","signal":"SIGNOTHING"}',
         '{"type":"signal","signal":99999}',
@@ -271,7 +270,7 @@ async def test_a_bad_message_ends_the_conversation_and_the_command(box: Box, mes
         await client.say(type="start", cmd="echo up; sleep 600", stdin=True, terminal={})
         await client.until_output(b"up")
         await client.socket.send_message(message)
-        assert await client.closed() in {4400, 4422} or message == '{"type":"resize"}'
+        assert await client.closed() in {4400, 4422}
     await off(wait_until, lambda: box.processes() == [])
 
 
