@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 async def run(config: Config, *, reload: Callable[[], Config]) -> None:
     """The daemon's whole life. Returns after SIGTERM or SIGINT. Raises: StartupError."""
     os.umask(0o022)
+    raise_descriptor_limit()
     make_directories(config)
     with lock_state(config.state_dir), bind_listeners(config) as listeners:
         async with contextlib.AsyncExitStack() as stack:
@@ -119,6 +121,13 @@ def reload_config(service: Service, read: Callable[[], Config]) -> None:
 
 
 # -- the host -----------------------------------------------------------------------------------------------------
+
+
+def raise_descriptor_limit() -> None:
+    """As far as this process may. A sandbox takes two descriptors here and one in the fork server, and the usual soft
+    limit of 1024 is there for select(), which nothing here calls."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def make_directories(config: Config) -> None:

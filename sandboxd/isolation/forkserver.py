@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -23,6 +24,8 @@ from typing import Any
 
 MAX_REQUEST = 128 * 1024
 MAX_DESCRIPTORS = 16
+# The soft limit that the kernel gives pid 1, and with it a login.
+USUAL_DESCRIPTORS = 1024
 # Name of the layer on the stage that holds the sandbox's own hostname, machine-id, …
 IDENTITY = "i"
 
@@ -136,8 +139,15 @@ def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) ->
     os.umask(0o022)
     _place_standard_streams(named["error"])
     placed = _pass_descriptors(named)
+    _lower_descriptor_limit()
     argv = [placed.get(part, part) for part in plan["argv"]]
     os.execv(argv[0], argv)
+
+
+def _lower_descriptor_limit() -> None:
+    """What the daemon raised for itself is not for the sandbox, whose programs expect what a login gives them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(USUAL_DESCRIPTORS, most), most))
 
 
 def _place_standard_streams(error: int) -> None:
