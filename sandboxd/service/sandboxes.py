@@ -8,6 +8,7 @@ ask the entry to stop and wait until it has settled, so a client that leaves nev
 import errno
 import logging
 import secrets
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -319,7 +320,10 @@ class Sandboxes:
             await self._discarded.wait()
             await trio.sleep(PURGE_DELAY)
             self._discarded = trio.Event()
-            await trio.to_thread.run_sync(self._purge)
+            try:
+                await trio.to_thread.run_sync(self._purge)
+            except (OSError, subprocess.CalledProcessError) as error:
+                log.error("cannot remove what is left of deleted sandboxes: %s", error)
 
     def _purge(self) -> None:
         """In a thread. A cgroup without an entry is nobody's: entries are made before their cgroups."""

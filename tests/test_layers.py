@@ -1,0 +1,105 @@
+"""The structure that README's architecture section describes, held against the imports as they are."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sandboxd"
+
+# From the top down: a layer may import itself, what stands below it, and the values everybody uses.
+LAYERS = ("__main__", "cli", "daemon", "hostcheck", "http", "service", "isolation", "store", "kernel")
+# The client speaks HTTP like anyone else's: it knows nothing of the daemon's inside, and only cli uses it.
+CLIENT = "client"
+VALUES = {"config", "crashpoints", "errors", "logs", "model", "paths", "recent_log"}
+# What runs in small processes of its own must start fast and drag nothing along.
+STANDARD_LIBRARY_ONLY = {"kernel": ("kernel",), "isolation/forkserver.py": ("kernel",)}
+
+
+def modules() -> list[Path]:
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def layer_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports(module: Path, *, at_start: bool = False) -> Iterator[str]:
+    """Dotted names of what a module imports, `sandboxd.` taken off ours; everywhere in it, or when it is loaded."""
+    tree = ast.parse((PACKAGE / module).read_text())
+    nodes = tree.body if at_start else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            if node.module == "sandboxd":
+                yield from (f"sandboxd.{name.name}" for name in node.names)
+            elif node.module is not None:
+                yield node.module
+
+
+def ours(module: Path) -> set[str]:
+    """The layers a module imports."""
+    return {name.split(".")[1] for name in imports(module) if name.startswith("sandboxd.")} - {"__version__"}
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_imports_point_downwards_only(module: Path) -> None:
+    layer = layer_of(module)
+    if layer == "__init__":
+        assert ours(module) == set()
+    elif layer in VALUES:
+        assert ours(module) <= VALUES
+    elif layer == CLIENT:
+        assert ours(module) <= VALUES | {CLIENT}
+    else:
+        below = set(LAYERS[LAYERS.index(layer) :]) | ({CLIENT} if layer == "cli" else set())
+        assert ours(module) <= below | VALUES
+
+
+def test_every_module_has_its_place() -> None:
+    assert {layer_of(module) for module in modules()} <= {*LAYERS, *VALUES, CLIENT, "__init__"}
+
+
+@pytest.mark.parametrize("place", STANDARD_LIBRARY_ONLY)
+def test_the_lowest_layer_needs_the_standard_library_only(place: str) -> None:
+    found = [module for module in modules() if str(module).startswith(place)]
+    assert found
+    for module in found:
+        names = set(imports(module))
+        foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+        assert {name.split(".")[1] for name in foreign if name.startswith("sandboxd.")} <= {"kernel"}, module
+        assert all(name.startswith("sandboxd.") for name in foreign), module
+
+
+def test_only_the_command_line_tools_use_the_client() -> None:
+    assert {layer_of(module) for module in modules() if CLIENT in ours(module)} <= {"cli", CLIENT}
+
+
+def test_sandboxctl_knows_nothing_of_the_daemons_inside() -> None:
+    """But for reading tar archives: those of a sandbox are as hostile here as they are to the daemon."""
+    for module in modules():
+        if layer_of(module) == "cli" and module.name != "daemon.py":
+            assert ours(module) <= {"cli", CLIENT, "kernel", *VALUES}, module
+            kernel = {name for name in imports(module) if name.startswith("sandboxd.kernel")}
+            assert kernel <= {"sandboxd.kernel.tarstream"}, module
+
+
+def test_a_dialect_imports_no_other_dialect() -> None:
+    dialects = [path.name for path in (PACKAGE / "http").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert dialects
+    for module in modules():
+        if module.parts[0] == "http" and len(module.parts) == 3:
+            others = set(dialects) - {module.parts[1]}
+            assert not {name for name in imports(module) if name.split(".")[2:3] and name.split(".")[2] in others}, (
+                module
+            )
+
+
+def test_a_dialect_sees_no_backend_and_no_store() -> None:
+    for module in modules():
+        if module.parts[:2] == ("http", "native"):
+            assert not ours(module) & {"kernel", "store"}, module
