@@ -4,7 +4,6 @@ import base64
 import codecs
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import trio
 
@@ -72,12 +71,7 @@ async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, N
                         yield event
                 nursery.cancel_scope.cancel("the command ended")
     except SandboxdError as error:
-        yield ServerSentEvent.of(_error_facts(error), event="error")
-
-
-def _error_facts(error: SandboxdError) -> dict[str, Any]:
-    """What the body of a refused request would say."""
-    return ErrorBody(error=error.message, kind=error.kind, details=error.facts).model_dump(mode="json")
+        yield ServerSentEvent(ErrorBody.of(error).model_dump_json(), event="error")
 
 
 class _OutputEncoder:
@@ -132,7 +126,8 @@ async def exec_websocket(call: Call, sandbox: str) -> None:
                     await exec_session.report()
                     nursery.cancel_scope.cancel("the command ended")
         except SandboxdError as error:
-            await session.send(to_json({"type": "error", **_error_facts(error), "status": error.status}))
+            facts = ErrorBody.of(error).model_dump(mode="json")
+            await session.send(to_json({"type": "error", **facts, "status": error.status}))
             await session.close(_close_for(error))
 
 

@@ -4,9 +4,11 @@ Times are RFC 3339 in UTC, durations whole milliseconds (`_ms`), sizes bytes (`_
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from sandboxd.errors import SandboxdError
 
 MAX_ENVIRONMENT = 256
 DAY_MS = 24 * 3600 * 1000
@@ -63,6 +65,10 @@ class ErrorBody(Response):
     error: str
     kind: str
     details: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: SandboxdError) -> Self:
+        return cls(error=error.message, kind=error.kind, details=error.facts)
 
 
 def rfc3339_time(seconds: float | None) -> datetime | None:

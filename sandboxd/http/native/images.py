@@ -8,6 +8,7 @@ from quart import request
 
 from sandboxd.errors import SandboxdError
 from sandboxd.http.native.daemon_schemas import ImageDeleted, ImageList, ImageView
+from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import ServerSentEvent, sse_response
@@ -46,4 +47,4 @@ async def _build(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
         image = call.service.images.get(call.body.recipe)
         yield ServerSentEvent(ImageView.of(image).model_dump_json(), event="image")
     except SandboxdError as error:
-        yield ServerSentEvent.of({"error": error.message, "kind": error.kind}, event="error")
+        yield ServerSentEvent(ErrorBody.of(error).model_dump_json(), event="error")
