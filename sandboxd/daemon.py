@@ -258,6 +258,9 @@ def notify(message: str) -> None:
     """Tell the service manager (sd_notify(3)), if there is one."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.send(message.encode())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect("\0" + address[1:] if address.startswith("@") else address)
+                sock.send(message.encode())
+        except OSError as error:  # it restarts, or is none: no reason not to serve
+            log.warning("cannot tell the service manager %s at %s: %s", message, address, error)

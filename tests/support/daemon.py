@@ -169,10 +169,11 @@ class Daemon:
         """End everything, whatever state it is in, and remove its files. Raises: AssertionError if it cannot."""
         self.environment.pop("SANDBOXD_CRASH_AT", None)
         try:
-            if not self.alive:
-                self.start()
-            self.delete_all()
-            self.stop()
+            if (self.state / "state.db").exists():  # it has served once
+                if not self.alive:
+                    self.start()
+                self.delete_all()
+                self.stop()
         finally:
             if self.alive:
                 self.kill()
