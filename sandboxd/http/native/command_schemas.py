@@ -1,7 +1,6 @@
 """Commands on the wire: run to the end, streamed, and interactive."""
 
 import base64
-import binascii
 import signal
 from typing import Annotated, Any, Literal, Self
 
@@ -71,7 +70,7 @@ class Shell(_Command):
             raise InvalidRequest("cannot use both stdin and stdin_b64: give one")
         try:
             return base64.b64decode(self.stdin_b64, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one, and so is text that is not ASCII
             raise InvalidRequest(f"cannot decode stdin_b64: {error}") from error
 
 

@@ -104,10 +104,13 @@ def _inline(field: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _success(route: Route) -> dict[str, Any]:
+    """A route may have both: a page of events, or a stream of them."""
+    content: dict[str, Any] = {}
     if route.response is not None:
-        return _json(route.summary, route.response)
-    kind = _STREAM_TYPES.get(route.streams or "", "application/json")
-    return {"description": route.summary, "content": {kind: {}}}
+        content["application/json"] = {"schema": {"$ref": _ref(route.response)}}
+    if route.streams in _STREAM_TYPES:
+        content[_STREAM_TYPES[route.streams]] = {}
+    return {"description": route.summary, "content": content}
 
 
 def _json(description: str, model: type[BaseModel]) -> dict[str, Any]:
