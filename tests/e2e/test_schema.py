@@ -1,11 +1,11 @@
 """The API held against its own description: whatever fits it, and much that does not, never ends in a 5xx."""
 
 import http.client
+import itertools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import schemathesis
@@ -19,34 +19,22 @@ from tests.conftest import daemon_as_root
 from tests.support.daemon import Daemon, running
 
 schema = schemathesis.openapi.from_dict(describe(API))
-EXAMPLES = 12
+EXAMPLES = 8
 SANDBOX = "schema"
-# Paths whose parameter is a sandbox: half of the requests go to one that lives.
-_choice = iter(range(10**9))
+_turn = itertools.count()
 
 
-@schema.hook
-def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    if path_parameters and "sandbox" in path_parameters and next(_choice) % 2:
-        path_parameters["sandbox"] = SANDBOX
-    return path_parameters
-
-
-@schema.hook
-def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stream that is followed has no end to wait for."""
-    return {name: value for name, value in query.items() if name != "follow"} if query else query
-
-
-@schema.hook
-def map_body(context: Any, body: Any) -> Any:
-    """A random command may wait for ever; a random image build takes minutes."""
-    if isinstance(body, dict):
-        if body.get("recipe") == "base":
-            return {**body, "recipe": "none"}
-        if "cmd" in body or "argv" in body:
-            return {**body, "timeout_ms": 500}
-    return body
+def tame(case: schemathesis.Case) -> None:
+    """Half of the requests about a sandbox go to one that lives; and none may take for ever."""
+    if "sandbox" in (case.path_parameters or {}) and next(_turn) % 2:
+        case.path_parameters["sandbox"] = SANDBOX
+    if case.query:
+        case.query.pop("follow", None)  # such a stream has no end
+    if isinstance(case.body, dict):
+        if case.body.get("recipe") in ("base", "host"):
+            case.body["recipe"] = "none"
+        if "cmd" in case.body or "argv" in case.body:
+            case.body["timeout_ms"] = 500
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +63,7 @@ def target(served: tuple[Daemon, str, str]) -> Iterator[tuple[Daemon, str, str]]
 )
 def test_no_request_is_answered_with_a_5xx(case: schemathesis.Case, target: tuple[Daemon, str, str]) -> None:
     daemon, address, key = target
+    tame(case)
     if daemon.call("GET", f"/v1/sandboxes/{SANDBOX}").status == http.client.NOT_FOUND:
         daemon.create(name=SANDBOX)
     case.call_and_validate(

@@ -72,7 +72,7 @@ API = (
           query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),
 
     Route(method="GET", path="/v1/log", handler=log.log, scope=ADMIN,
-          query=LogQuery, response=LogList, streams="sse", summary="The daemon's latest log lines, or new ones (SSE)"),
+          query=LogQuery, response=LogList, streams="sse", summary="The daemon's latest log lines, or new (SSE)"),
 
     Route(method="GET", path="/v1/images", handler=images.list_all, scope=READ,
           response=ImageList, summary="List images"),
