@@ -5,6 +5,7 @@ The record in the store is written before the first effect on the host and remov
 ask the entry to stop and wait until it has settled, so a client that leaves never leaves anything half done.
 """
 
+import contextlib
 import errno
 import logging
 import secrets
@@ -21,7 +22,7 @@ from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Una
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import IdRange, LaunchPlan
 from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.model import TRANSITIONS, EventKind, Image, Sandbox, SandboxSpec, SandboxState
+from sandboxd.model import TRANSITIONS, Event, EventKind, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.oom import OomWatch
@@ -112,14 +113,23 @@ class Sandboxes:
         try:
             await self._launch(entry, image)
         except BaseException as failure:
-            with trio.CancelScope(shield=True):
-                await self._discard(entry, events=[])
+            await self._roll_back(entry)
             if not isinstance(failure, Exception):
                 raise
             task_status.started(_as_domain_error(failure, entry))
             return
         task_status.started(None)
         await self._supervise(entry)
+
+    async def _roll_back(self, entry: Entry) -> None:
+        """Undo a creation. What cannot be undone now is tried again, by a task that has the time."""
+        try:
+            with trio.CancelScope(shield=True):
+                await self._discard(entry, events=[])
+        except (SandboxdError, OSError) as failure:
+            log.error("creating sandbox %s cannot be undone yet: %s", entry.sandbox.id, failure)
+            entry.ask_to_stop()
+            self._nursery.start_soon(self._delete, entry)
 
     async def _launch(self, entry: Entry, image: Image) -> None:
         sandbox, host = entry.sandbox, self._host
@@ -218,19 +228,31 @@ class Sandboxes:
             try:
                 with trio.CancelScope(shield=True):
                     await self._delete_once(entry)
-            except SandboxdError as failure:
+            except (SandboxdError, OSError) as failure:
                 log.error("sandbox %s could not be deleted, trying again: %s", entry.sandbox.id, failure)
-                entry.settle(failure)
+                entry.settle(
+                    failure
+                    if isinstance(failure, SandboxdError)
+                    else Unavailable(f"cannot delete sandbox {entry.sandbox.id} yet: {failure}")
+                )
                 await trio.sleep(DELETE_RETRY)
 
     async def _delete_once(self, entry: Entry) -> None:
         sandbox = entry.sandbox
         if sandbox.state is not SandboxState.DELETING:
-            await self._move(entry, sandbox, SandboxState.DELETING, [])
+            await self._note_deletion(entry)
         crash_point("delete:recorded")
         expired = entry.stop_reason is EventKind.EXPIRED
         events = [new_event(EventKind.EXPIRED, sandbox.id)] if expired else []
         await self._discard(entry, [*events, new_event(EventKind.DELETED, sandbox.id)])
+
+    async def _note_deletion(self, entry: Entry) -> None:
+        try:
+            await self._move(entry, entry.sandbox, SandboxState.DELETING, [])
+        except Unavailable as failure:
+            # The disk may be full of this very sandbox. Killed before it has told anybody, the daemon will find a
+            # sandbox that has exited.
+            log.warning("deleting sandbox %s without a note of it: %s", entry.sandbox.id, failure)
 
     async def _discard(self, entry: Entry, events: list[NewEvent]) -> None:
         """Undo everything a sandbox is, in whatever state of being made it is, the record last."""
@@ -240,11 +262,20 @@ class Sandboxes:
         self._host.disk.discard(sandbox.id)
         self._discarded.set()
         crash_point("delete:discarded")
-        self._events.announce(await self._store.forget(sandbox.id, events))
+        self._events.announce(await self._forget(sandbox.id, events))
         crash_point("delete:forgotten")
         self._host.ranges.give_back(sandbox.range_start)
         self._entries.pop(sandbox.id, None)
         entry.settle()
+
+    async def _forget(self, sandbox: str, events: list[NewEvent]) -> list[Event]:
+        try:
+            return await self._store.forget(sandbox, events)
+        except Unavailable:
+            # Its files are out of the way, but still there; without them there may be room for the record.
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                await trio.to_thread.run_sync(self._host.disk.purge)
+            return await self._store.forget(sandbox, events)
 
     async def _end_machine(self, entry: Entry) -> None:
         """No process of the sandbox is left after this. Its empty cgroup goes with the discarded files."""

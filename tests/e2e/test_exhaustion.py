@@ -1,0 +1,63 @@
+"""No space, no ids, no processes: a clear answer, and work again when there is room."""
+
+import os
+import sys
+
+import pytest
+
+from tests.support.daemon import CHECKOUT, Daemon
+from tests.support.waiting import wait_until
+
+SANDBOXES = "/v1/sandboxes"
+
+
+@pytest.fixture
+def cramped(own_root_daemon: Daemon) -> Daemon:
+    """A daemon whose state directory is a file system of 24 MiB."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/loop-control"):
+        pytest.skip("needs root and a loop device")
+    own_root_daemon.state.mkdir()
+    script = str(CHECKOUT / "tests" / "support" / "small_disk.py")
+    own_root_daemon.prefix = (sys.executable, "-I", "-S", script, str(own_root_daemon.state), "24", "--")
+    return own_root_daemon.start()
+
+
+def test_a_full_disk(cramped: Daemon) -> None:
+    daemon = cramped
+    greedy = daemon.create()
+    full = daemon.shell(greedy, "head -c 64M /dev/zero > ~/zeros")
+    assert full["exit_code"] != 0
+    assert "No space left" in full["stderr"]
+    answers = [daemon.call("POST", SANDBOXES) for _ in range(3)]
+    for answer in answers:
+        if answer.status != 201:  # a few blocks may be left, as directories go
+            assert answer.status == 503, answer.data
+            assert "space" in answer.json["error"]
+    assert any(answer.status == 503 for answer in answers)
+    # What exists can be asked, used, and above all deleted: that is what makes room.
+    assert daemon.view(greedy)["status"] == "running"
+    assert daemon.shell(greedy, "echo well")["stdout"] == "well\n"
+    daemon.delete_all()
+    wait_until(lambda: daemon.call("POST", SANDBOXES).status == 201)
+    assert "Traceback" not in daemon.log
+    daemon.delete_all()
+
+
+def test_a_sandbox_that_uses_up_its_processes_hurts_nobody_else(daemon: Daemon) -> None:
+    greedy, other = daemon.create(), daemon.create()
+    script = (
+        "import os, time\n"
+        "count = 0\n"
+        "try:\n"
+        "    while True:\n"
+        "        if os.fork() == 0: time.sleep(600)\n"
+        "        count += 1\n"
+        "except OSError as error: print(count, error.strerror, flush=True)\n"
+        "os.kill(0, 9)\n"
+    )
+    result = daemon.shell(greedy, f"exec python3 -c '{script}'", timeout_ms=60_000)
+    count, _, reason = result["stdout"].strip().partition(" ")
+    assert reason == "Resource temporarily unavailable"
+    assert 100 < int(count) <= 4096
+    assert daemon.shell(other, "echo well")["stdout"] == "well\n"
+    assert daemon.shell(greedy, "echo well")["stdout"] == "well\n"
