@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sandboxd.config import default_image_dir
 from tests.bench import machine
-from tests.bench.measure import Figure
+from tests.bench.measure import Figure, TrialFailed
 from tests.bench.peers import PEERS
 from tests.bench.provision import NotAvailable
 from tests.bench.report import Report
@@ -73,7 +73,10 @@ def _measure(systems: Sequence[System], effort: Effort, rows: Sequence[str], pro
     figures: list[Figure] = []
     for row in rows:
         progress.print(f"[dim]measuring {row}[/]", highlight=False)
-        figures += ROWS[row](systems, effort)
+        try:
+            figures += ROWS[row](systems, effort)
+        except (TrialFailed, OSError) as failure:  # outside any trial: the row is lost, the others are not
+            figures.append(Figure(row=row, system="", unit="", failures=[str(failure)]))
     order = list(dict.fromkeys(figure.row for figure in figures))
     return sorted(figures, key=lambda figure: order.index(figure.row))
 

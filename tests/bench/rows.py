@@ -14,6 +14,8 @@ from tests.bench.systems import Instance, System
 MIB = 1024 * 1024
 OUTPUT_SIZE = 64 * MIB
 WORKERS = (1, 4, 16)
+# With fewer, what the rest of the machine does meanwhile is more than what they take.
+ENOUGH_TO_WEIGH_HOST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +157,10 @@ def _weigh(system: System, count: int) -> Figure:
         instances.extend(system.start() for _ in range(count))
         processes = set().union(*(i.processes() for i in (instances[:1] if own else instances)))
         figure.values.append(density.pss(processes) / count / 1e6)
-        all_told = (available - machine.memory_available()) / count / 1e6
-        figure.note = f"{len(processes) / count:.1f} processes each, {all_told:.2f} MB of the host's memory all told"
+        figure.note = f"{len(processes) / count:.1f} processes each"
+        if count >= ENOUGH_TO_WEIGH_HOST:
+            all_told = (available - machine.memory_available()) / count / 1e6
+            figure.note += f", {all_told:.2f} MB of the host's memory all told"
         if own:
             figure.note += f"; daemon +{(density.pss(own) - daemon) / count / 1e3:.0f} kB each"
     except (TrialFailed, OSError) as failure:

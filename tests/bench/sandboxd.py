@@ -149,6 +149,8 @@ class Sandboxctl(System):
         self.daemon = daemon
 
     def open(self) -> str:
+        if not hasattr(self.daemon, "daemon"):
+            raise NotAvailable("it needs the daemon of the system sandboxd, which is not measured")
         self._program = Path(sys.executable).parent / "sandboxctl"
         self._environment = {**os.environ, "SANDBOXD_URL": f"unix:{self.daemon.daemon.socket}"}
         if not os.access(self._program, os.X_OK):
