@@ -1,5 +1,6 @@
 """dockerd over its Unix socket: the one peer that, like sandboxd, is a daemon with an HTTP API."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -19,6 +20,7 @@ from tests.support.daemon import UnixConnection
 START_LIMIT = 30.0
 STOP_LIMIT = 30.0
 IMAGE = "bench"
+CGROUP = "sandboxd-bench-docker"
 FRAME_HEADER = 8
 
 
@@ -77,6 +79,8 @@ class Docker(System):
                 subprocess.run(["kill", "-KILL", str(pid)], check=False)
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(OSError):  # dockerd keeps its directory in the cgroup tree
+            Path("/sys/fs/cgroup", CGROUP).rmdir()
 
     def live(self) -> None:
         container = self.create([TRUE])
@@ -112,6 +116,7 @@ def _command(program: Path, directory: Path) -> list[str]:
         "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"),
         "--config-file", str(directory / "daemon.json"),
         "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=overlay2",
+        f"--cgroup-parent=/{CGROUP}", "--exec-opt=native.cgroupdriver=cgroupfs",
     ]  # fmt: skip
 
 
