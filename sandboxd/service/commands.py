@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import trio
@@ -145,34 +145,39 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
             attachment = await _spawn(stack, running.init, request, shell=spec.shell)
         started = CommandStarted(attachment.command, attachment.pid or 0)
         command = RunningCommand(entry, running.init, attachment, started)
-        stack.enter_context(ungrouped())
+        if spec.timeout is not None:
+            deadline = trio.current_time() + spec.timeout
+            await stack.enter_async_context(_beside(command.kill_at, deadline))
+        try:
+            yield command
+        finally:
+            if command.exited is None:
+                await _kill_unheard(command)
+
+
+@contextlib.asynccontextmanager
+async def _beside(task: Callable[..., Awaitable[None]], *arguments: object) -> AsyncIterator[None]:
+    """Run a task beside the block, at most as long as that; a domain error comes out as itself."""
+    with ungrouped():
         async with trio.open_nursery() as nursery:
-            if spec.timeout is not None:
-                nursery.start_soon(command.kill_at, trio.current_time() + spec.timeout)
-            try:
-                yield command
-            finally:
-                nursery.cancel_scope.cancel("the command ended, or its client left")
-                if command.exited is None:
-                    await _kill_unheard(command)
+            nursery.start_soon(task, *arguments)
+            yield
+            nursery.cancel_scope.cancel("the block has ended")
 
 
 async def run_to_end(entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int) -> CommandResult:
     """Run a command and collect its output, at most `max_output` bytes of each stream."""
     collected = {StreamName.STDOUT: bytearray(), StreamName.STDERR: bytearray()}
     truncated = False
-    async with attached_command(entry, spec) as command:
-        with ungrouped():
-            async with trio.open_nursery() as nursery:
-                if spec.stdin:
-                    nursery.start_soon(feed, command, stdin)
-                while not isinstance(event := await command.receive(), CommandExited):
-                    if isinstance(event, OutputChunk):
-                        buffer = collected[event.stream]
-                        room = max_output - len(buffer)
-                        truncated |= len(event.data) > room
-                        buffer += event.data[:room]
-                nursery.cancel_scope.cancel("the command ended")
+    async with attached_command(entry, spec) as command, contextlib.AsyncExitStack() as stack:
+        if spec.stdin:
+            await stack.enter_async_context(_beside(feed, command, stdin))
+        while not isinstance(event := await command.receive(), CommandExited):
+            if isinstance(event, OutputChunk):
+                buffer = collected[event.stream]
+                room = max_output - len(buffer)
+                truncated |= len(event.data) > room
+                buffer += event.data[:room]
     return CommandResult(
         stdout=bytes(collected[StreamName.STDOUT]),
         stderr=bytes(collected[StreamName.STDERR]),
