@@ -1,6 +1,6 @@
 """What the service needs of a way to isolate: launch a plan, find a machine again, destroy it.
 
-Two kinds of it pass the same contract tests (tests/isolation/contract.py): bubblewrap, and a fake for tests that
+Two kinds of it pass the same contract tests (tests/isolation/test_contract.py): bubblewrap, and a fake for tests that
 runs sandbox-init without isolation.
 """
 

@@ -1,0 +1,113 @@
+"""A backend for tests: sandbox-init in a pid namespace of its own, on the host's files, with no other isolation.
+
+It keeps the contract of sandboxd.isolation.backend (test_contract.py holds both to it) and needs no image, no id
+range and no overlay, so that what stands on a backend can be tested where none of those are to be had.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import trio
+
+from sandboxd.errors import LaunchFailed
+from sandboxd.isolation.backend import RunningMachine, attach_by_pid
+from sandboxd.isolation.marks import MARK, marked_processes
+from sandboxd.isolation.plan import LaunchPlan
+from sandboxd.kernel import procstat
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import Machine
+
+START_LIMIT = 20.0
+
+
+class FakeBackend:
+    """Owns: the processes it started, until they have ended and somebody reaps them."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self._monitors: list[subprocess.Popen[bytes]] = []
+
+    async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
+        self._reap()
+        for needed in (plan.init, *plan.layers):
+            if not needed.exists():
+                raise LaunchFailed(f"cannot start sandbox {plan.sandbox}: {needed} is missing")
+        monitor = self._start(plan, cgroup)
+        running: RunningMachine | None = None
+        try:
+            with trio.fail_after(START_LIMIT):
+                machine = await self._machine(monitor.pid)
+                running = attach_by_pid(machine, plan.runtime, cgroup=cgroup)
+                assert running is not None
+                await running.init.hello()
+                return running
+        except BaseException:
+            if running is not None:
+                running.close()
+            _kill_tree(monitor.pid)
+            monitor.wait()
+            raise
+
+    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
+        self._reap()
+        return attach_by_pid(machine, runtime, cgroup=cgroup)
+
+    async def sweep(self, sandboxes: AbstractSet[str]) -> None:
+        for pid in marked_processes(sandboxes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def prepare(self, range_start: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self._reap()
+
+    def _start(self, plan: LaunchPlan, cgroup: Cgroup | None) -> subprocess.Popen[bytes]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+            listener.bind(str(plan.socket))
+            listener.listen()
+            number = str(listener.fileno())
+            command = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
+            command += [str(plan.init), "--listen-fd", number, MARK, plan.sandbox]
+            process = subprocess.Popen(
+                command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        if cgroup is not None:
+            cgroup.attach(process.pid)
+        self._monitors.append(process)
+        return process
+
+    async def _machine(self, monitor: int) -> Machine:
+        while not (children := _children(monitor)):  # noqa: ASYNC110 - nothing tells when a process forks
+            await trio.sleep(0.005)
+        pid = children[0]
+        return Machine(
+            pid=pid,
+            pid_started=procstat.start_time(pid),
+            monitor=monitor,
+            monitor_started=procstat.start_time(monitor),
+            host_boot_id=procstat.boot_id(),
+        )
+
+    def _reap(self) -> None:
+        self._monitors = [monitor for monitor in self._monitors if monitor.poll() is None]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill_tree(monitor: int) -> None:
+    for pid in (*_children(monitor), monitor):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

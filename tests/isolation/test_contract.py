@@ -1,0 +1,217 @@
+"""What every backend has to do (sandboxd.isolation.backend.Backend), held against bubblewrap and the fake alike."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from sandboxd.config import find_asset
+from sandboxd.errors import LaunchFailed
+from sandboxd.isolation import seccomp
+from sandboxd.isolation.backend import Backend
+from sandboxd.isolation.bwrap import BwrapBackend
+from sandboxd.isolation.init_client import InitClient, SpawnRequest
+from sandboxd.isolation.init_messages import Exited
+from sandboxd.isolation.marks import marked_processes
+from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.isolation.wire import Output
+from sandboxd.service.disk import Disk
+from sandboxd.service.images import ImageStore
+from tests.isolation.fake_backend import FakeBackend
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root; without it the daemon's own tests do this")
+
+# Of no daemon: they begin at 0x70000000 and go up.
+RANGE = 0x6F000000
+LIMIT = 60.0
+
+
+@pytest.fixture(params=["fake", "bwrap"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    made: Backend = FakeBackend() if request.param == "fake" else _bwrap()
+    yield made
+    made.close()
+
+
+def _bwrap() -> BwrapBackend:
+    profile = seccomp.compile_profile(find_asset("seccomp/default.json"))
+    return BwrapBackend(bwrap=Path(shutil.which("bwrap") or "bwrap"), profile=profile, max_processes=1000)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, image_dir: Path) -> Iterator[Callable[[], LaunchPlan]]:
+    """A factory of plans, each for a sandbox of its own. What a failed test leaves running is ended."""
+    made: set[str] = set()
+    disk = Disk(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", root_id=0)
+    rootfs = ImageStore(image_dir, id_base=0).get("base").rootfs
+    starts = iter(range(RANGE, RANGE + 64 * 65536, 65536))
+
+    def make() -> LaunchPlan:
+        sandbox = "s" + secrets.token_hex(10)
+        made.add(sandbox)
+        paths = disk.make(sandbox)
+        return LaunchPlan(
+            sandbox=sandbox,
+            ids=IdRange(start=next(starts), idmapped=True),
+            layers=(rootfs,),
+            writable=paths.writable,
+            runtime=paths.runtime,
+            hostname="contract",
+            boot_id="00000000-1111-2222-3333-444444444444",
+            machine_id="0" * 32,
+            init=find_asset("rootfs/init/build/sandbox-init"),
+        )
+
+    yield make
+    for pid in marked_processes(made):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def output_of(init: InitClient, command: str) -> bytes:
+    collected = b""
+    async with init.spawn_attached(SpawnRequest(argv=["/bin/sh", "-c", command]), lossless=True) as attachment:
+        while not isinstance(event := await attachment.receive(), Exited):
+            if isinstance(event, Output):
+                collected += event.data
+    return collected
+
+
+def assert_gone(plan: LaunchPlan) -> None:
+    wait_until(lambda: list(marked_processes({plan.sandbox})) == [])
+
+
+async def test_a_launched_machine_runs_commands_until_it_is_destroyed(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    made = plan()
+    with trio.fail_after(LIMIT):
+        running = await backend.launch(made, cgroup=None)
+        assert await output_of(running.init, "echo $$ is not 1; sleep 600 > /dev/null 2>&1 &") != b""
+        assert not running.ended()
+        assert {running.machine.pid, running.machine.monitor} <= set(marked_processes({made.sandbox}))
+        await running.destroy()
+    assert_gone(made)
+
+
+async def test_destroying_takes_what_runs_inside_along(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    with trio.fail_after(LIMIT):
+        running = await backend.launch(plan(), cgroup=None)
+        await output_of(running.init, "setsid sleep 12345 > /dev/null 2>&1 &")
+        wait_until(lambda: len(_sleepers()) == 1)
+        await running.destroy()
+    assert _sleepers() == []
+
+
+def _sleepers() -> list[str]:
+    return [entry for entry in os.listdir("/proc") if entry.isdigit() and _is_sleeper(entry)]
+
+
+def _is_sleeper(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0012345\0"
+    except OSError:
+        return False
+
+
+async def test_two_machines_know_nothing_of_each_other(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    with trio.fail_after(LIMIT):
+        one, two = await backend.launch(plan(), cgroup=None), await backend.launch(plan(), cgroup=None)
+        await output_of(one.init, "setsid sleep 12345 > /dev/null 2>&1 &")
+        assert b"12345" not in await output_of(two.init, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        await one.destroy()
+        assert await output_of(two.init, "echo well") == b"well\n"
+        await two.destroy()
+
+
+async def test_a_machine_that_was_let_go_is_found_again(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    made = plan()
+    with trio.fail_after(LIMIT):
+        first = await backend.launch(made, cgroup=None)
+        first.close()
+        again = backend.attach(first.machine, made.runtime, cgroup=None)
+        assert again is not None
+        assert await output_of(again.init, "echo well") == b"well\n"
+        await again.destroy()
+    assert backend.attach(first.machine, made.runtime, cgroup=None) is None
+
+
+async def test_another_process_of_that_pid_is_not_taken_for_it(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    made = plan()
+    with trio.fail_after(LIMIT):
+        running = await backend.launch(made, cgroup=None)
+        machine = running.machine
+        for other in (
+            replace(machine, pid_started=machine.pid_started + 1),
+            replace(machine, host_boot_id="another"),
+            replace(machine, pid=os.getpid()),
+        ):
+            assert backend.attach(other, made.runtime, cgroup=None) is None
+        await running.destroy()
+
+
+async def test_the_end_of_a_machine_is_noticed(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    with trio.fail_after(LIMIT):
+        running = await backend.launch(plan(), cgroup=None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.wait_ended)
+            os.kill(running.machine.pid, signal.SIGKILL)
+        await running.destroy()  # of what has ended already
+
+
+@pytest.mark.parametrize("missing", ["init", "layers"])
+async def test_a_launch_that_cannot_succeed_leaves_nothing(
+    backend: Backend, plan: Callable[[], LaunchPlan], missing: str
+) -> None:
+    nowhere = Path("/no/such/thing")
+    made = replace(plan(), init=nowhere) if missing == "init" else replace(plan(), layers=(nowhere,))
+    with trio.fail_after(LIMIT), pytest.raises(LaunchFailed, match=r"^cannot start"):
+        await backend.launch(made, cgroup=None)
+    assert_gone(made)
+
+
+async def test_a_cancelled_launch_leaves_nothing(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    """Cancelled after more and more milliseconds, until the launch is through before the cancellation."""
+    for milliseconds in range(0, 120, 3):
+        made = plan()
+        with trio.move_on_after(milliseconds / 1000):
+            running = await backend.launch(made, cgroup=None)
+            with trio.CancelScope(shield=True):
+                await running.destroy()
+                assert_gone(made)
+            return
+        assert_gone(made)
+    pytest.fail("the launch took longer than this test expects")
+
+
+async def test_a_sweep_ends_what_is_known_by_its_id_only(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    stray, known = plan(), plan()
+    with trio.fail_after(LIMIT):
+        running = [await backend.launch(each, cgroup=None) for each in (stray, known)]
+        await backend.sweep({stray.sandbox})
+        assert_gone(stray)
+        assert await output_of(running[1].init, "echo well") == b"well\n"
+        await backend.sweep(frozenset())
+        for each in running:
+            await each.destroy()
+
+
+async def test_preparing_a_range_is_optional_and_may_be_repeated(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    made = plan()
+    with trio.fail_after(LIMIT):
+        for _ in range(2):
+            await backend.prepare(made.ids.start)
+        running = await backend.launch(made, cgroup=None)
+        await running.destroy()
