@@ -69,7 +69,7 @@ class Store:
         """Insert or replace a sandbox, and record what happened to it, in one transaction."""
 
         def write(db: sqlite3.Connection) -> list[Event]:
-            body = _SANDBOX.dump_json(sandbox).decode()
+            body = _SANDBOX.dump_json(sandbox, fallback=dict, warnings=False).decode()  # model.EMPTY is no dict
             db.execute(
                 "INSERT INTO sandboxes VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET state = excluded.state, body = excluded.body",
@@ -202,9 +202,13 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        _migrate(connection)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
     except sqlite3.Error as error:
         raise StartupError(f"cannot open the database {path}: {error}") from error
     return connection
