@@ -167,7 +167,8 @@ async def test_control_c_interrupts_the_foreground_only(box: Box) -> None:
     async with session(box.daemon, box.id) as client:
         await client.say(type="start", cmd="bash --norc -i", stdin=True, terminal={})
         await client.until("started")
-        await client.type(b"echo be''gun; sleep 600\r")
+        # From the foreground's own process group: the shell has handed it the terminal by then.
+        await client.type(b"sh -c \"echo be''gun; exec sleep 600\"\r")
         await client.until_output(b"begun")
         await client.type(b"\x03")
         await client.type(b"echo sta''tus $?\r")
