@@ -36,6 +36,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 _Noreturn static void die(const char *what)
@@ -86,6 +87,15 @@ static void raise_descriptor_limit(void)
     setrlimit(RLIMIT_NOFILE, &raised);
 }
 
+/* Whoever started the launcher may have had signals ignored, which an exec passes on; glibc's posix_spawn does it to 32
+ * and 33.  By the bare call: musl keeps those for itself.  All zero is SIG_DFL, in the kernel's own structure. */
+static void reset_signals(void)
+{
+    static const uint64_t defaults[4];
+    for (int signo = 1; signo <= 64; signo++)
+        syscall(SYS_rt_sigaction, signo, defaults, NULL, (size_t)8);
+}
+
 /* Most launchers did this; where we may not, they had to. */
 static void raise_loopback(void)
 {
@@ -109,6 +119,7 @@ int main(int argc, char **argv)
     int listener = parse_arguments(argc, argv);
     hide();
     trim_capabilities();
+    reset_signals();
     close_all_but(&listener, 1);
     fcntl(listener, F_SETFD, FD_CLOEXEC);
     raise_descriptor_limit();

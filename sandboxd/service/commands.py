@@ -59,6 +59,7 @@ class RunningCommand:
         self._attachment = attachment
         self._kills_before = _oom_kills(entry)
         self._timed_out = False
+        self._killed = trio.Event()
         self.exited: CommandExited | None = None
 
     async def receive(self) -> CommandEvent:
@@ -96,13 +97,27 @@ class RunningCommand:
         """A task beside the reader: the time limit."""
         await trio.sleep_until(deadline)
         self._timed_out = True
-        while self.exited is None:
-            try:
-                await self.kill()
-                return
-            except Unprocessable as error:  # a bomb outran it, or something sleeps in the kernel
-                log.warning("command %d of %s: %s", self.started.id, self._entry.sandbox.id, error)
+        try:
+            while True:
+                if await self._try_kill():
+                    return
                 await trio.sleep(KILL_RETRY)
+        finally:
+            self._killed.set()
+
+    async def _try_kill(self) -> bool:
+        try:
+            await self.kill()
+        except Unprocessable as error:  # a bomb outran it, or something sleeps in the kernel
+            log.warning("command %d of %s: %s", self.started.id, self._entry.sandbox.id, error)
+            return False
+        return True
+
+    async def finish_killing(self) -> None:
+        """Until the kill that its time limit began is done: the first process goes early, the last one late."""
+        if self._timed_out:
+            with trio.move_on_after(KILL_LIMIT):
+                await self._killed.wait()
 
     def _translate(self, event: init_client.Event) -> CommandEvent:
         match event:
@@ -153,6 +168,8 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
         finally:
             if command.exited is None:
                 await _kill_unheard(command)
+            else:
+                await command.finish_killing()
 
 
 @contextlib.asynccontextmanager

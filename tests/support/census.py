@@ -17,7 +17,7 @@ from sandboxd.isolation.marks import MARK
 RUN = "SANDBOXD_TEST_RUN"
 DAEMON = "SANDBOXD_TEST_DAEMON"
 # The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
-SETTLE = 10.0
+SETTLE = 20.0
 
 cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
 """cgroup directories that belong to this run; a daemon of the tests adds its own"""

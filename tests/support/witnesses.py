@@ -17,7 +17,7 @@ from sandboxd.kernel.cgroup_tree import discover_cgroups
 from tests.support import census
 from tests.support.daemon import Daemon
 
-SETTLE = 10.0
+SETTLE = 20.0
 Sets = dict[str, frozenset[str]]
 Findings = dict[str, tuple[list[str], list[str]]]
 
