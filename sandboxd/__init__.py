@@ -2,7 +2,7 @@
 
 The layers, top to bottom. Imports point downwards only; tests/test_layers.py holds it.
 
-    cli/, client.py   what people and programs use; they speak HTTP like anyone else
+    cli/, client/     what people and programs use; they speak HTTP like anyone else
     daemon.py         composition: opens everything in order, closes it in reverse
     http/             bytes <-> domain values: serving, auth, streams, and one package per API dialect
     service/          the domain, the only owner of long-lived tasks: sandboxes, commands, images, events, keys
