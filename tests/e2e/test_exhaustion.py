@@ -61,3 +61,11 @@ def test_a_sandbox_that_uses_up_its_processes_hurts_nobody_else(daemon: Daemon) 
     assert 100 < int(count) <= 4096
     assert daemon.shell(other, "echo well")["stdout"] == "well\n"
     assert daemon.shell(greedy, "echo well")["stdout"] == "well\n"
+
+
+def test_a_low_soft_limit_of_descriptors_does_not_bound_the_sandboxes(own_root_daemon: Daemon) -> None:
+    """The usual 1024 would end at some 480 of them: the daemon raises its own limit as far as it may."""
+    own_root_daemon.prefix = ("prlimit", "--nofile=128:4096", "--")
+    own_root_daemon.start()
+    sandboxes = [own_root_daemon.create() for _ in range(80)]
+    assert own_root_daemon.shell(sandboxes[-1], "ulimit -Sn")["stdout"] == "1024\n"
