@@ -164,18 +164,21 @@ static int by_group(const void *left, const void *right)
     return (a->group > b->group) - (a->group < b->group);
 }
 
-/* Kill the process groups that lie wholly in the tree.  A signal to a group is atomic against fork (the kernel holds
- * the task list, and a fork with a signal pending starts over), so a fork bomb in one group dies in one go, where
- * stopping its processes one by one would never catch up. */
+/* Kill the process groups of the tree.  A signal to a group is atomic against fork (the kernel holds the task list, and
+ * a fork with a signal pending starts over), so a fork bomb in one group dies in one go, where stopping its processes
+ * one by one would never catch up.
+ *
+ * One member is enough: every command has a session of its own, and a group lies in one session, so that the others
+ * are of the tree as well, even where the scan missed their parents; in a bomb it always misses some. */
 static void kill_groups(struct census *census)
 {
     qsort(census->processes, census->count, sizeof *census->processes, by_group);
     for (size_t first = 0, next; first < census->count; first = next) {
         pid_t group = census->processes[first].group;
-        bool ours = group > 1 && group != getpgrp();
+        bool ours = false;
         for (next = first; next < census->count && census->processes[next].group == group; next++)
-            ours = ours && (is_alive(&census->processes[next]) || census->processes[next].state == 'Z');
-        if (ours)
+            ours = ours || is_alive(&census->processes[next]);
+        if (ours && group > 1 && group != getpgrp())
             kill(-group, SIGKILL);
     }
 }
