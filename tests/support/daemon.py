@@ -177,8 +177,16 @@ class Daemon:
         finally:
             if self.alive:
                 self.kill()
+            self._kill_the_rest()
             remove_cgroup(self.cgroup_name)
             subprocess.run(["rm", "-rf", str(self.root)], check=True)
+
+    def _kill_the_rest(self) -> None:
+        """Sandboxes that the daemon could not delete any more: the test has failed, the machine is to be clean."""
+        for process in census.processes():
+            if process.daemon == str(self.root):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     # -- the API --------------------------------------------------------------------------------------------------
 
@@ -234,8 +242,18 @@ class Daemon:
 def remove_cgroup(name: str) -> None:
     """A daemon keeps its (empty) cgroup directory for its next start; a test's daemon has none."""
     root = discover_cgroups().root
-    if root is not None and (root / name).exists():
-        Cgroup(root / name).remove()
+    if root is None:
+        return
+    deadline = time.monotonic() + STOP_LIMIT
+    while True:
+        try:
+            Cgroup(root / name).remove()
+        except OSError:  # the last processes of a failed test are still dying
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @contextlib.contextmanager
