@@ -144,7 +144,7 @@ class Image:
 # -- commands -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TerminalSize:
     cols: int = 80
     rows: int = 24

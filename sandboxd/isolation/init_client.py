@@ -48,12 +48,7 @@ from sandboxd.isolation.wire import (
     decode_output,
     encode_frame,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TerminalSize:
-    cols: int
-    rows: int
+from sandboxd.model import TerminalSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

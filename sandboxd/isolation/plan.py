@@ -1,7 +1,6 @@
 """What a sandbox is to be made of, in plain values: any backend can render it, a test can compare it without root."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ class LaunchPlan:
     """the sandbox-init binary"""
     binds: tuple[Bind, ...] = ()
     hidden: tuple[str, ...] = ()
-    cgroup: Path | None = None
 
     @property
     def socket(self) -> Path:
@@ -77,12 +75,3 @@ class ForkRequest:
         wire = {name: getattr(self, name) for name in self.__slots__ if name != "mounts"}
         wire["mounts"] = [[mount.source, mount.name, mount.idmapped] for mount in self.mounts]
         return wire
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
-    """What came of a launch: the machine's processes, by host pid."""
-
-    init: int
-    monitor: int
-    facts: Mapping[str, Any] = field(default_factory=dict)

@@ -78,7 +78,7 @@ class RunningCommand:
 
     async def resize(self, size: TerminalSize) -> None:
         with init_errors(self._entry):
-            await self._init.resize(self.started.id, init_client.TerminalSize(size.cols, size.rows))
+            await self._init.resize(self.started.id, size)
 
     async def signal(self, number: int, scope: Scope) -> None:
         """Send a signal; one to a command that just ended is fine."""
@@ -238,7 +238,7 @@ def _spawn_request(entry: Entry, spec: CommandSpec) -> SpawnRequest:
         cwd=spec.cwd or sandbox.workdir,
         user=spec.user or sandbox.user,
         stdin=StdinMode.PIPE if spec.stdin or terminal else StdinMode.NULL,
-        terminal=init_client.TerminalSize(terminal.cols, terminal.rows) if terminal else None,
+        terminal=terminal,
         ring_size=RING_SIZE,
     )
 
