@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sandboxd.errors import Unprocessable
 from sandboxd.kernel import syscalls
 
 log = logging.getLogger(__name__)
@@ -57,12 +59,22 @@ def staging(directory: Path, *, id_base: int) -> Iterator[Staging]:
 
 
 def add_mount_points(root: int, *, id_base: int) -> None:
-    """Make the directories that every sandbox has something mounted on, where the image's maker left them out."""
+    """Make the directories that every sandbox expects, where the image's maker left them out.
+
+    Raises: Unprocessable when one that something is mounted on is there as anything but a directory. The launch would
+    refuse it too (kernel/overlay), but the person to tell is the one who brings the image.
+    """
     for name, mode in _MOUNT_POINTS:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=root)
             os.chown(name, id_base, id_base, dir_fd=root)
             os.chmod(name, mode, dir_fd=root)
+    for name in ("dev", "proc"):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
+            raise Unprocessable(
+                f"cannot use this as an image: its /{name} is not a directory, and sandboxes have one mounted there",
+                kind="bad_mount_point",
+            )
 
 
 def sweep(directory: Path) -> None:

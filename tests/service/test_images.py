@@ -61,6 +61,14 @@ def test_the_mount_points_of_a_sandbox_are_always_there(store: ImageStore) -> No
     assert image.rootfs.joinpath("tmp").stat().st_mode & 0o7777 == 0o700
 
 
+@pytest.mark.parametrize("name", ["dev", "proc"])
+def test_an_image_with_something_else_in_place_of_a_mount_point_is_refused(store: ImageStore, name: str) -> None:
+    hostile = archive(member(name, "symlink", link="/oldroot/tmp"))
+    with pytest.raises(Unprocessable, match=f"its /{name} is not a directory"):
+        store.import_tar(io.BytesIO(hostile), "one")
+    assert store.list() == ()
+
+
 def test_the_same_contents_are_one_image(store: ImageStore) -> None:
     reordered = archive(member("./bin/", "directory", mode=0o755), member("bin//sh", data=b"#!", mode=0o755))
     digest = import_bytes(store, ROOT, "one")
