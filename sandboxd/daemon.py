@@ -198,6 +198,9 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
         yield host, capabilities
     finally:
         backend.close()
+        if cgroups is not None:
+            with contextlib.suppress(OSError):  # sandboxes live on in it; the next daemon finds it as it is
+                cgroups.remove()
 
 
 def install_init(config: Config) -> Path:
