@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import trio
@@ -58,6 +58,8 @@ class Sandboxes:
         self._entries: dict[str, Entry] = {}
         self._discarded = trio.Event()
         self._range_taken = trio.Event()
+        self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
+        """residents to begin beside each machine of an earlier daemon that was found running"""
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -173,26 +175,30 @@ class Sandboxes:
 
     # -- supervising ----------------------------------------------------------------------------------------------
 
-    async def _supervise(self, entry: Entry) -> None:
+    async def _supervise(self, entry: Entry, *, found: bool = False) -> None:
         """From RUNNING (or EXITED) until the sandbox is gone. Its own bookkeeping failing ends the daemon."""
         if entry.sandbox.state is SandboxState.RUNNING:
-            await self._while_running(entry)
+            await self._while_running(entry, found=found)
         if entry.stop_reason is None:
             await self._note_exit(entry)
             await self._until_stop(entry)
         await self._delete(entry)
 
-    async def _while_running(self, entry: Entry) -> None:
+    async def _while_running(self, entry: Entry, *, found: bool) -> None:
         """Until the machine ends by itself, its lifetime is over, or somebody wants it gone."""
         assert entry.running is not None
         cgroup = entry.running.cgroup
-        await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
         try:
             async with trio.open_nursery() as nursery:
+                entry.residents = nursery
+                await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
                 nursery.start_soon(_wake_at_end, entry, entry.running)
+                for resident in self.on_found if found else ():
+                    entry.start_resident(resident, entry)
                 await self._until_stop(entry, running=entry.running)
                 nursery.cancel_scope.cancel("it is known how this ends")
         finally:
+            entry.residents = None
             self._oom.discard(cgroup)
 
     async def _until_stop(self, entry: Entry, *, running: RunningMachine | None = None) -> None:
@@ -337,7 +343,7 @@ class Sandboxes:
             await self._note_exit(entry)
             await self._supervise(entry)
         else:
-            await self._supervise(entry)
+            await self._supervise(entry, found=True)
 
     async def _finish_interrupted(self, entry: Entry) -> None:
         """A creation nobody was told of, or a deletion somebody asked for: either way it ends gone."""
