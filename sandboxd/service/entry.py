@@ -59,9 +59,7 @@ class Entry:
     def note_oom(self) -> None:
         self.oom_noticed = True
 
-    def start_resident(
-        self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments
-    ) -> None:
+    def start_resident(self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments) -> None:
         """Run a task for as long as the machine lives and the daemon runs. Raises: Conflict.
 
         Cancelled: at the machine's end, and when the daemon stops (the sandbox lives on): a resident cleans up after
