@@ -6,6 +6,7 @@
 #include "commands.h"
 #include "operations.h"
 #include "relay.h"
+#include "shutdown.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -51,6 +52,7 @@ void connection_close(struct connection *connection)
     watch_stop(&connection->watch);
     timer_stop(&connection->timer);
     attachment_end(connection);
+    shutdown_unheard(connection);
     if (connection->starting != NULL)
         command_abandon(connection->starting);
     if (connection->relay != NULL)

@@ -12,7 +12,8 @@
 
 enum { KILLED_WAIT_MS = 5000 }; /* after SIGKILL, for processes in uninterruptible sleep */
 
-static struct connection *requester;
+static bool ending;
+static struct connection *requester; /* NULL once it has hung up, which changes nothing else */
 static struct timer deadline;
 
 /* Every process but init: kill(-1) as pid 1 of a pid namespace.  Anywhere else that would be the whole machine. */
@@ -28,9 +29,11 @@ static void signal_all(int signo)
 
 _Noreturn static void leave(void)
 {
-    set_nonblocking(requester->watch.fd, false);
-    put_empty(&requester->out, OP_OK);
-    connection_flush(requester);
+    if (requester != NULL) {
+        set_nonblocking(requester->watch.fd, false);
+        put_empty(&requester->out, OP_OK);
+        connection_flush(requester);
+    }
     exit(0);
 }
 
@@ -49,22 +52,28 @@ static void grace_over(struct timer *timer)
 
 void shutdown_childless(void)
 {
-    if (requester != NULL)
+    if (ending)
         leave();
+}
+
+void shutdown_unheard(const struct connection *connection)
+{
+    if (requester == connection)
+        requester = NULL;
 }
 
 void shutdown_start(struct connection *connection, const struct request *request)
 {
-    if (requester != NULL) {
+    if (ending) {
         struct failure failure;
         refuse(&failure, EALREADY, "busy", "cannot shut down twice");
         connection_fail(connection, &failure);
         return;
     }
+    ending = true;
     requester = connection;
     connections_stop_listening();
-    watch_events(&connection->watch, 0); /* a client that hangs up does not change anything */
-    connection->receive = NULL;
+    connection_expect(connection, NULL);
     uint64_t grace = request->number[TAG_GRACE_MS];
     if (grace > 0)
         signal_all(SIGTERM);

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from functools import partial
 
 import psutil
 import pytest
@@ -138,6 +139,20 @@ async def test_shutdown_does_not_wait_for_nothing(init: RunningInit) -> None:
     await init.client.spawn(SpawnRequest(argv=["sleep", "1000"]))
     with trio.fail_after(3):
         await init.client.shutdown(grace_ms=60_000)
+
+
+async def test_shutdown_goes_on_when_its_client_has_left(init: RunningInit) -> None:
+    proof = init.socket.parent / "proof"
+    started = await init.client.spawn(
+        SpawnRequest(argv=["sh", "-c", f"trap 'echo asked > {proof}' TERM; while :; do sleep 0.02; done"])
+    )
+    await trio.sleep(0.2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(init.client.shutdown, grace_ms=500))
+        await wait_until(proof.exists)
+        nursery.cancel_scope.cancel()
+    # The harness sees that init ended well, and without a word from the sanitizers.
+    await wait_until(lambda: not psutil.pid_exists(started.pid))
 
 
 class TestPid1:
