@@ -26,7 +26,7 @@ serve: ## set up, then run a daemon until Ctrl-C (ARGS="--listen tcp:127.0.0.1:8
 	@exec $(BIN)/sandboxd serve $(ARGS)
 
 test: setup ## set up, then run the tests (ARGS="tests/http -k upload" for some of them)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses=auto $(ARGS)
 
 bench: setup ## set up, then measure against the peers that are installed (ARGS for options)
 	@exec $(BIN)/python -m tests.bench $(ARGS)

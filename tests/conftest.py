@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,14 @@ from tests.support import census, ordinary_user, witnesses
 from tests.support.daemon import Daemon, running
 
 census.mark_this_run()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    # Inside User-Mode Linux nobody asks, and an import takes long.
+    from tests.support.parallel import ByFile
+
+    return ByFile(config, log)
 
 
 SHARED = ["root_daemon", "rootless_daemon"]

@@ -16,6 +16,7 @@ import trio
 
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.backend import RunningMachine, attach_by_pid
+from sandboxd.isolation.init_connection import unix_address
 from sandboxd.isolation.marks import MARK, marked_processes
 from sandboxd.isolation.plan import LaunchPlan
 from sandboxd.kernel import procstat
@@ -71,7 +72,8 @@ class FakeBackend:
 
     def _start(self, plan: LaunchPlan, cgroup: Cgroup | None) -> subprocess.Popen[bytes]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-            listener.bind(str(plan.socket))
+            with unix_address(plan.socket) as address:
+                listener.bind(address)
             listener.listen()
             number = str(listener.fileno())
             command = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]

@@ -84,7 +84,7 @@ class InsideRun:
     def _boot(self) -> Machine:
         """A machine that runs pytest over the chosen tests, with a copy of this host's images if we may read them."""
         # Imports are slow inside: leave out the plugins that no test there needs.
-        without = [f"-pno:{plugin}" for plugin in ("anyio", "cacheprovider", "schemathesis")]
+        without = [f"-pno:{plugin}" for plugin in ("anyio", "cacheprovider", "schemathesis", "xdist")]
         options = (*without, "--color=no", f"--rootdir={self._config.rootpath}")
         # An existing cache may be read, never written: the host's files are read-only inside.
         env = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
