@@ -94,11 +94,11 @@ bool connections_reap(pid_t pid)
     return false;
 }
 
-unsigned connections_working(void)
+unsigned connections_working(bool stays)
 {
     unsigned count = 0;
     for (const struct connection *connection = connections; connection != NULL; connection = connection->next)
-        count += connection->worker != 0;
+        count += connection->worker != 0 && connection->stays == stays;
     return count;
 }
 

@@ -48,6 +48,7 @@ struct connection {
     struct command *starting; /* the command whose STARTED this connection waits for */
     struct relay *relay;
     pid_t worker; /* the forked process that now speaks on this connection, or 0 */
+    bool stays;   /* and does until its client leaves */
 
     /* sudo: the peer, and the descriptors that came with its first bytes. */
     pid_t peer_pid;
@@ -80,6 +81,6 @@ void connection_expect(struct connection *, enum received (*receive)(struct conn
 
 /* The worker process `pid` has ended: true when it belonged to a connection, which is then closed. */
 bool connections_reap(pid_t pid);
-unsigned connections_working(void);
+unsigned connections_working(bool stays);
 
 #endif

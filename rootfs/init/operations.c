@@ -7,6 +7,7 @@
 #include "files.h"
 #include "relay.h"
 #include "shutdown.h"
+#include "watcher.h"
 #include "workers.h"
 
 #include <errno.h>
@@ -164,6 +165,7 @@ static const struct operation {
     const uint8_t *required, *optional;
     /* Instead of start: what a worker does, as the request's USER if it names one. */
     int (*work)(struct worker *, const struct request *, struct failure *);
+    bool stays; /* the worker does not end by itself */
 } operations[] = {
     {.type = OP_HELLO, .start = hello},
     {.type = OP_SPAWN, .start = command_start, NEEDS(TAG_ARG), TAKES(SPAWN_TAGS)},
@@ -188,6 +190,7 @@ static const struct operation {
     {.type = OP_SYMLINK, .work = file_symlink, NEEDS(TAG_PATH, TAG_TARGET), TAKES(TAG_USER)},
     {.type = OP_CHMOD, .work = file_chmod, NEEDS(TAG_PATH, TAG_MODE), TAKES(TAG_USER)},
     {.type = OP_CHOWN, .work = file_chown, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+    {.type = OP_WATCH, .work = watch_run, .stays = true, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS, TAG_ARG)},
     {.type = OP_TRUNCATE, .work = file_truncate, NEEDS(TAG_PATH, TAG_SIZE), TAKES(TAG_USER)},
 };
 
@@ -216,7 +219,7 @@ enum received operation_start(struct connection *connection, const struct frame 
     if (request_parse(frame, required | tag_set(operation->optional), required, &request) < 0)
         return FRAME_REFUSED;
     if (operation->work != NULL)
-        worker_start(connection, &request, operation->work);
+        worker_start(connection, &request, operation->stays, operation->work);
     else
         operation->start(connection, &request);
     return FRAME_TAKEN;

@@ -19,6 +19,7 @@
  * Raw frames, for bulk bytes:
  *     STDIN, DATA   bytes, at most MAX_DATA
  *     OUTPUT        stream u8, offset u64, bytes (at most MAX_DATA)
+ *     CHANGES       (change u8, is_directory u8, cookie u32, length u16, path[length])*, at most MAX_CHANGES in all
  *
  * Conversations (C: client, I: init):
  *     SPAWN                    I: STARTED | ERROR; with FLAG_ATTACH it goes on like ATTACH
@@ -33,8 +34,13 @@
  *     READ_FILE                I: FILE DATA* END | ERROR    an ERROR may also end the DATA
  *     WRITE_FILE               C: DATA* END   I: OK | ERROR  an ERROR may come before END
  *     MKDIR … TRUNCATE         I: OK | ERROR
+ *     WATCH                    I: ERROR | OK CHANGES* (END | ERROR)     until the client hangs up
  *     CONNECT                  I: OK | ERROR; after OK the connection is the relayed byte stream
  *     SUDO                     like SPAWN with FLAG_ATTACH; on the socket inside the sandbox only, see sudo.c
+ *
+ * WATCH tells what happens below a directory; OK says that all of it is watched.  Paths are relative to it, "." being
+ * itself.  ARG is a pattern of names to ignore.  A cookie other than 0 joins the RENAME of the old name and the CREATE of
+ * the new one.
  *
  * Flow control: a client may have at most STDIN_WINDOW bytes of STDIN unacknowledged.  STDIN_ACK carries the total
  * number of bytes of this connection that the command's stdin has taken.
@@ -57,6 +63,11 @@ enum {
     MAX_LINGER_MS = 60 * 1000,
     MAX_ENDED_COMMANDS = 64,
     MAX_DEPTH = 64,
+    MAX_CHANGES = 8 * 1024,
+    RECORD_HEADER_SIZE = 8,
+    MAX_WATCHED = 32 * 1024, /* directories of one watch */
+    MAX_PATTERNS = 64,
+    MAX_PATTERN = 256,
     RLIMIT_SIZE = 20, /* resource u32, soft u64, hard u64 */
 };
 
@@ -89,6 +100,8 @@ enum frame_type {
     OP_CHOWN = 0x29,
     OP_TRUNCATE = 0x2a,
 
+    OP_WATCH = 0x30,
+
     OP_DATA = 0x40,
     OP_END = 0x41,
 
@@ -104,6 +117,7 @@ enum frame_type {
     OP_LISTED = 0x89,
     OP_ENTRY = 0x8a,
     OP_FILE = 0x8b,
+    OP_CHANGES = 0x90,
 };
 
 enum tag {
@@ -193,6 +207,16 @@ enum stdin_mode { STDIN_NULL = 0, STDIN_PIPE = 1 };
 enum stream_number { STREAM_STDOUT = 1, STREAM_STDERR = 2 };
 enum signal_scope { SCOPE_LEADER = 0, SCOPE_GROUP = 1, SCOPE_TREE = 2 };
 enum command_state { STATE_STARTING = 0, STATE_RUNNING = 1, STATE_DRAINING = 2, STATE_ENDED = 3 };
+enum change {
+    CHANGE_CREATE = 1,
+    CHANGE_WRITE = 2,
+    CHANGE_ATTRIBUTES = 3,
+    CHANGE_RENAME = 4, /* away from here */
+    CHANGE_REMOVE = 5,
+    CHANGE_OVERFLOW = 6,  /* changes were lost */
+    CHANGE_UNWATCHED = 7, /* what happens in this directory will not be told */
+    CHANGE_ENDED = 8,     /* the watched directory itself is gone; the last one */
+};
 enum file_type {
     TYPE_UNKNOWN = 0,
     TYPE_REGULAR = 1,

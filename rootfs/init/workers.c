@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_WORKERS = 64, SEND_AT = 32 * 1024 };
+enum { MAX_WORKERS = 64, MAX_WATCHES = 128, SEND_AT = 32 * 1024 };
 
 void (*worker_on_hangup)(void);
 
@@ -103,12 +103,14 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     _exit(0);
 }
 
-void worker_start(struct connection *connection, const struct request *request,
+void worker_start(struct connection *connection, const struct request *request, bool stays,
                   int (*run)(struct worker *, const struct request *, struct failure *))
 {
     struct failure failure;
-    if (connections_working() >= MAX_WORKERS) {
-        refuse(&failure, EAGAIN, "resource", "cannot run more than %d file operations at once", MAX_WORKERS);
+    int limit = stays ? MAX_WATCHES : MAX_WORKERS;
+    if (connections_working(stays) >= (unsigned)limit) {
+        refuse(&failure, EAGAIN, "resource", "cannot run more than %d %s at once", limit,
+               stays ? "watches" : "file operations");
         connection_fail(connection, &failure);
         return;
     }
@@ -121,6 +123,7 @@ void worker_start(struct connection *connection, const struct request *request,
         return;
     }
     connection->worker = pid;
+    connection->stays = stays;
     connection_expect(connection, NULL);
 }
 
@@ -138,7 +141,7 @@ static int signal_tree(struct worker *worker, const struct request *request, str
 
 void worker_signal_tree(struct connection *connection, const struct request *request)
 {
-    worker_start(connection, request, signal_tree);
+    worker_start(connection, request, false, signal_tree);
 }
 
 void worker_signal_trees(const pid_t *roots, size_t count, int signo)

@@ -31,6 +31,7 @@ from sandboxd.isolation.init_messages import (
     Welcome,
     encode_fields,
 )
+from sandboxd.isolation.init_watches import WatchOperations
 from sandboxd.isolation.wire import (
     DEFAULT_LINGER_MS,
     DEFAULT_RING,
@@ -212,7 +213,7 @@ def _event_of(frame: Frame) -> Event:
     return kind.decode(frame.payload)
 
 
-class InitClient(FileOperations):
+class InitClient(FileOperations, WatchOperations):
     """Operations of the sandbox whose init listens at a socket. Holds nothing open between calls."""
 
     async def hello(self) -> Welcome:

@@ -14,9 +14,10 @@ and paths are bytes in the sandbox and become `str` with surrogateescape.
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import STRICT, IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 PROTOCOL_VERSION: Final = 1
 HEADER_SIZE: Final = 5
@@ -32,6 +33,11 @@ DEFAULT_LINGER_MS: Final = 100
 MAX_LINGER_MS: Final = 60 * 1000
 MAX_ENDED_COMMANDS: Final = 64
 MAX_DEPTH: Final = 64
+MAX_CHANGES: Final = 8 * 1024
+RECORD_HEADER_SIZE: Final = 8
+MAX_WATCHED: Final = 32 * 1024
+MAX_PATTERNS: Final = 64
+MAX_PATTERN: Final = 256
 
 OFFSET_NOW: Final = 2**64 - 1
 """As an offset to attach from: only what is written from here on."""
@@ -39,6 +45,7 @@ OFFSET_NOW: Final = 2**64 - 1
 _HEADER = struct.Struct("<IB")
 _FIELD = struct.Struct("<BI")
 _OUTPUT = struct.Struct("<BQ")
+_RECORD = struct.Struct("<B?IH")
 
 
 class WireError(Exception):
@@ -72,6 +79,7 @@ class Op(IntEnum):
     CHMOD = 0x28
     CHOWN = 0x29
     TRUNCATE = 0x2A
+    WATCH = 0x30
     DATA = 0x40
     END = 0x41
     OK = 0x80
@@ -86,6 +94,7 @@ class Op(IntEnum):
     LISTED = 0x89
     ENTRY = 0x8A
     FILE = 0x8B
+    CHANGES = 0x90
 
 
 class Tag(IntEnum):
@@ -211,6 +220,19 @@ class FileType(IntEnum):
     BLOCK = 7
 
 
+class ChangeKind(IntEnum):
+    """What a watch tells. RENAME: away from this path; UNWATCHED: what happens in this directory stays untold."""
+
+    CREATE = 1
+    WRITE = 2
+    ATTRIBUTES = 3
+    RENAME = 4
+    REMOVE = 5
+    OVERFLOW = 6
+    UNWATCHED = 7
+    ENDED = 8
+
+
 # ---- frames ----------------------------------------------------------------------------------------------
 
 
@@ -264,7 +286,12 @@ def _parse_header(view: memoryview, start: int) -> tuple[Op, int]:
     return op, length
 
 
-_MAX_RAW = {Op.STDIN: MAX_DATA, Op.DATA: MAX_DATA, Op.OUTPUT: MAX_DATA + _OUTPUT.size}
+_MAX_RAW = {
+    Op.STDIN: MAX_DATA,
+    Op.DATA: MAX_DATA,
+    Op.OUTPUT: MAX_DATA + _OUTPUT.size,
+    Op.CHANGES: MAX_CHANGES,
+}
 
 
 def encode_frame(op: Op, payload: bytes = b"") -> bytes:
@@ -296,6 +323,52 @@ def decode_output(payload: bytes) -> Output:
     if number not in (Stream.STDOUT, Stream.STDERR) or offset + len(data) >= OFFSET_NOW:
         raise WireError(f"cannot decode OUTPUT of stream {number} at offset {offset}")
     return Output(Stream(number), offset, data)
+
+
+class Change(NamedTuple):
+    """`path` is relative to the watched directory, which itself is "."; `cookie` joins two names of one rename, or 0.
+
+    A tuple, not a dataclass: the sandbox decides how many of them come.
+    """
+
+    kind: ChangeKind
+    is_directory: bool
+    cookie: int
+    path: str
+
+
+def encode_changes(changes: Iterable[Change]) -> bytes:
+    records = []
+    for change in changes:
+        path = change.path.encode("utf-8", "surrogateescape")
+        records.append(_RECORD.pack(change.kind, change.is_directory, change.cookie, len(path)) + path)
+    return encode_frame(Op.CHANGES, b"".join(records))
+
+
+def decode_changes(payload: bytes) -> list[Change]:
+    changes = []
+    at = 0
+    while at < len(payload):
+        if len(payload) - at < _RECORD.size:
+            raise WireError("cannot decode CHANGES: a record is cut off")
+        kind, is_directory, cookie, length = _RECORD.unpack_from(payload, at)
+        at += _RECORD.size
+        path = payload[at : at + length]
+        at += length
+        if len(path) < length or not _is_below(path):
+            raise WireError(f"cannot decode CHANGES: path {path[:100]!r} is cut off, or leads elsewhere")
+        try:
+            changes.append(Change(ChangeKind(kind), is_directory, cookie, path.decode("utf-8", "surrogateescape")))
+        except ValueError:
+            raise WireError(f"cannot decode CHANGES: kind {kind} is unknown") from None
+    return changes
+
+
+def _is_below(path: bytes) -> bool:
+    """Whether a client may join it to the watched directory and stay in there."""
+    if not path or len(path) > MAX_PATH or path.startswith(b"/") or b"\0" in path:
+        return False
+    return b".." not in path or b".." not in path.split(b"/")
 
 
 # ---- fields ----------------------------------------------------------------------------------------------

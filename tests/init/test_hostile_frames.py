@@ -71,6 +71,7 @@ def corpus(directory: Path) -> list[bytes]:
         encode_fields(Op.WRITE_FILE, {Tag.PATH: place, Tag.MODE: 0o600, Tag.FLAGS: 0x200})
         + encode_frame(Op.DATA, b"data")
         + encode_frame(Op.END),
+        encode_fields(Op.WATCH, {Tag.PATH: str(directory), Tag.FLAGS: 0x2000, Tag.ARG: ["*.o", "a/*"]}),
         encode_frame(Op.SUDO, b""),
     ]
 
@@ -216,6 +217,7 @@ def test_constants_match_the_c_header() -> None:
         ("SCOPE", wire.Scope),
         ("STATE", wire.CommandState),
         ("TYPE", wire.FileType),
+        ("CHANGE", wire.ChangeKind),
     ):
         pairs = re.findall(rf"\b({prefix}_\w+) = (\d+)[, ]", header)
         assert {name: int(value) for name, value in pairs if name != "STDIN_WINDOW"} == named(prefix, kind)
