@@ -20,23 +20,48 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 class SandboxState(enum.StrEnum):
     CREATING = "creating"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STARTING = "starting"
     EXITED = "exited"
     DELETING = "deleting"
     DELETED = "deleted"
 
 
 # Everything that may happen to a sandbox. A record enters at CREATING before the first kernel effect and is
-# dropped at DELETED after the last one is undone, so a daemon that died in between finds what it left behind.
+# dropped at DELETED after the last one is undone; each change in between is recorded as begun (…ING) before its
+# first effect and as done after the last. So a daemon that died half way finds what it was about:
 #
 #   CREATING   the record exists; the machine may exist in part. A start-up that finds it deletes it.
 #   RUNNING    sandbox-init answered. A start-up that finds it attaches, or learns that it EXITED.
-#   EXITED     its pid 1 is gone though nobody asked; files stay until it is deleted.
+#   PAUSING    its processes are being frozen. A start-up finishes that. Back to RUNNING if they will not freeze.
+#   PAUSED     no process of it runs; memory and files stay.
+#   RESUMING   its processes are being let go. A start-up finishes that.
+#   STOPPING   its processes are told to end, and then killed. A start-up kills what is left.
+#   STOPPED    no process of it exists, nor what a machine needs (ids, cgroup); files stay.
+#   STARTING   a new machine over the same files may exist in part. A start-up ends it: STOPPED.
+#   EXITED     its pid 1 is gone though nobody asked; otherwise as STOPPED.
 #   DELETING   somebody asked, or its lifetime is over; a start-up that finds it finishes the job.
 TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = MappingProxyType(
     {
         SandboxState.CREATING: frozenset({SandboxState.RUNNING, SandboxState.DELETING}),
-        SandboxState.RUNNING: frozenset({SandboxState.EXITED, SandboxState.DELETING}),
-        SandboxState.EXITED: frozenset({SandboxState.DELETING}),
+        SandboxState.RUNNING: frozenset(
+            {SandboxState.PAUSING, SandboxState.STOPPING, SandboxState.EXITED, SandboxState.DELETING}
+        ),
+        SandboxState.PAUSING: frozenset(
+            {SandboxState.PAUSED, SandboxState.RUNNING, SandboxState.EXITED, SandboxState.DELETING}
+        ),
+        SandboxState.PAUSED: frozenset(
+            {SandboxState.RESUMING, SandboxState.STOPPING, SandboxState.EXITED, SandboxState.DELETING}
+        ),
+        SandboxState.RESUMING: frozenset({SandboxState.RUNNING, SandboxState.EXITED, SandboxState.DELETING}),
+        SandboxState.STOPPING: frozenset({SandboxState.STOPPED, SandboxState.DELETING}),
+        SandboxState.STOPPED: frozenset({SandboxState.STARTING, SandboxState.DELETING}),
+        SandboxState.STARTING: frozenset({SandboxState.RUNNING, SandboxState.STOPPED, SandboxState.DELETING}),
+        SandboxState.EXITED: frozenset({SandboxState.STARTING, SandboxState.DELETING}),
         SandboxState.DELETING: frozenset({SandboxState.DELETED}),
         SandboxState.DELETED: frozenset(),
     }
@@ -107,7 +132,12 @@ class Sandbox:
     created_at: float
     range_start: int
     """first of the 65536 host ids that are this sandbox's own (0 while none is assigned)"""
+    machine_id: str = ""
+    """its /etc/machine-id, the same in every boot"""
     started_at: float | None = None
+    paused_at: float | None = None
+    stopped_jobs: tuple[int, ...] = ()
+    """host pids that its own shells had stopped before it was paused by signals: to be left so"""
     ended_at: float | None = None
     expires_at: float | None = None
     end_reason: str | None = None
@@ -249,6 +279,9 @@ class FileInfo:
 class EventKind(enum.StrEnum):
     CREATED = "created"
     STARTED = "started"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    STOPPED = "stopped"
     EXITED = "exited"
     OOM = "oom"
     EXPIRED = "expired"

@@ -42,7 +42,7 @@ class RunningMachine:
     monitor_pidfd: int | None
 
     async def wait_ended(self) -> None:
-        """Return when sandbox-init, and with it every process of the sandbox, is gone."""
+        """Return when sandbox-init, and with it every process of the sandbox, is gone. For one task at a time."""
         await trio.lowlevel.wait_readable(self.init_pidfd)
 
     def ended(self) -> bool:
@@ -54,7 +54,7 @@ class RunningMachine:
             self.cgroup.kill()
         _kill(self.init_pidfd)
         with trio.move_on_after(KILL_LIMIT) as limit:
-            await self.wait_ended()
+            await _wait_dead(self.init_pidfd)
             if self.monitor_pidfd is not None:
                 await trio.lowlevel.wait_readable(self.monitor_pidfd)
         if limit.cancelled_caught:
@@ -135,6 +135,15 @@ async def remove_cgroup(cgroup: Cgroup) -> None:
 def _kill(pidfd: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+async def _wait_dead(pidfd: int) -> None:
+    # By a descriptor of its own: trio lets but one task wait for each, and wait_ended() may have it already.
+    own = os.dup(pidfd)
+    try:
+        await trio.lowlevel.wait_readable(own)
+    finally:
+        os.close(own)
 
 
 def _alive(pidfd: int) -> bool:

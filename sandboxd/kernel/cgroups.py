@@ -165,6 +165,11 @@ class Cgroup:
         _write(self.path / "cgroup.freeze", "0")
 
     @property
+    def freezing(self) -> bool:
+        """Whether it was asked to freeze, done or not."""
+        return (self.path / "cgroup.freeze").read_text().strip() == "1"
+
+    @property
     def frozen(self) -> bool:
         """Whether every process (here and below) is stopped now."""
         return self._events()["frozen"] == 1

@@ -44,6 +44,7 @@ _NR_MOUNT_SETATTR: Final = 442
 
 # PyDLL keeps the GIL: these calls are short, and clone3's child must not come back to a GIL it does not hold.
 _libc = ctypes.PyDLL(None, use_errno=True)
+_releasing_libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 # Ids are unsigned, and ours may lie above 2**31.
 _libc.setfsgid.restype = _libc.setfsuid.restype = ctypes.c_uint
@@ -161,6 +162,12 @@ def openat2(directory: int, path: str, *, flags: int, resolve: int, mode: int = 
 def prctl(option: int, argument: int) -> None:
     if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0) < 0:
         raise oserror("prctl", option)
+
+
+def syncfs(descriptor: int) -> None:
+    """Write a whole file system's dirty pages to its disk; other threads of Python go on meanwhile."""
+    if _releasing_libc.syncfs(ctypes.c_int(descriptor)) < 0:
+        raise oserror("syncfs", descriptor)
 
 
 def setfsgid(gid: int) -> None:

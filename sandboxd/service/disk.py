@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandboxd.kernel import syscalls
 from sandboxd.kernel.overlay import UPPER, WORK
 
 
@@ -45,11 +46,33 @@ class Disk:
         os.mkdir(paths.runtime, 0o700)
         os.mkdir(paths.writable, 0o700)
         for name in (UPPER, WORK):
-            directory = f"{paths.writable}/{name}"
-            os.mkdir(directory, 0o755)
-            if self._root_id:
-                os.chown(directory, self._root_id, self._root_id)
+            self._make_overlay_directory(f"{paths.writable}/{name}")
         return paths
+
+    def _make_overlay_directory(self, path: str) -> None:
+        os.mkdir(path, 0o755)
+        if self._root_id:
+            os.chown(path, self._root_id, self._root_id)
+
+    def renew(self, sandbox: str) -> None:
+        """What is left of a sandbox's last machine makes place for the next one; what it wrote stays.
+
+        overlayfs refuses a `work` in which a volatile mount has been. No sandbox ever sees that directory. A reboot
+        of the host takes the runtime directory.
+        """
+        paths = self.paths(sandbox)
+        shutil.rmtree(paths.runtime, ignore_errors=True)
+        os.mkdir(paths.runtime, 0o700)
+        shutil.rmtree(paths.writable / WORK)
+        self._make_overlay_directory(f"{paths.writable}/{WORK}")
+
+    def sync(self, sandbox: str) -> None:
+        """Write what the sandbox wrote to the disk itself. Takes as long as that takes."""
+        directory = os.open(self.paths(sandbox).writable, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(directory)
+        finally:
+            os.close(directory)
 
     def discard(self, sandbox: str) -> None:
         """Take a sandbox's files out of the way; purge() removes them for good. Fine to repeat."""

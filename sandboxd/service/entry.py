@@ -1,7 +1,8 @@
 """A sandbox's place in the registry, and what all sandboxes stand on."""
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
@@ -12,7 +13,7 @@ from sandboxd.errors import Conflict, SandboxdError
 from sandboxd.isolation.backend import Backend, RunningMachine
 from sandboxd.kernel.cgroup_tree import CgroupTree
 from sandboxd.kernel.cgroups import CgroupLimits, IoLimit
-from sandboxd.model import EventKind, Limits, Sandbox, SandboxState
+from sandboxd.model import TRANSITIONS, EventKind, Limits, Sandbox, SandboxState
 from sandboxd.service.disk import Disk
 from sandboxd.service.ranges import IdRanges
 
@@ -21,9 +22,19 @@ log = logging.getLogger(__name__)
 Arguments = TypeVarTuple("Arguments")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """What is being done to a sandbox as a whole. Its scope is cancelled when the sandbox is to be deleted."""
+
+    name: str
+    beside_use: bool
+    """commands and files go on beside it"""
+    scope: trio.CancelScope
+
+
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Entry:
-    """One sandbox's place in the registry. Its supervisor changes it; everyone else reads, or asks for its end.
+    """One sandbox's place in the registry. Its operations change it, one at a time; everyone else reads.
 
     What other parts of the service keep for a sandbox, they keep by its entry in a WeakKeyDictionary, so that it goes
     when the entry goes.
@@ -31,20 +42,56 @@ class Entry:
 
     sandbox: Sandbox
     running: RunningMachine | None = None
+    """the live machine, frozen or not; None while there is none"""
     residents: trio.Nursery | None = None
-    """tasks beside the running machine; opened and, when the machine has ended, cancelled by the supervisor"""
-    stop_reason: EventKind | None = None
-    """why it is to end, once that is decided"""
+    """tasks beside the machine; opened and, when the machine has ended, cancelled by the supervisor"""
+    attended: trio.Event = field(default_factory=trio.Event)
+    """set while `residents` is open"""
+    under_way: Operation | None = None
+    delete_reason: EventKind | None = None
+    """why it is to be deleted, once that is decided"""
     changed: trio.Event = field(default_factory=trio.Event)
-    """set, and replaced, when there may be something for the supervisor to do"""
+    """set, and replaced, when there may be something for the supervisor to do, or for who waits for an operation"""
     settled: trio.Event = field(default_factory=trio.Event)
     """set, and replaced, when a deletion ended: well, or with `failure`"""
     failure: SandboxdError | None = None
     oom_noticed: bool = False
 
-    def ask_to_stop(self, reason: EventKind = EventKind.DELETED) -> None:
+    @contextlib.asynccontextmanager
+    async def operation(self, name: str, *, beside_use: bool = False, wait: bool = False) -> AsyncIterator[None]:
+        """The block changes the sandbox as a whole: one operation at a time, and none once it is to be deleted.
+
+        While another one is under way it is refused, or (`wait`) comes after it; then look at the state again. Unless
+        `beside_use`, nobody is given the machine meanwhile. A deletion does not wait for the block: it cancels it, so
+        that it undoes what a deletion would not, in bounded time. Raises: Conflict, then too.
+        """
+        while wait and self.under_way is not None and self.delete_reason is None:
+            await self.changed.wait()
+        self._require_free(name)
+        with trio.CancelScope() as scope:
+            self.under_way = Operation(name, beside_use, scope)
+            try:
+                yield
+            finally:
+                self.under_way = None
+                self.wake()
+        if scope.cancelled_caught:
+            raise self._refusal(name)
+
+    def _require_free(self, name: str) -> None:
+        if self.under_way is not None or self.delete_reason is not None:
+            raise self._refusal(name)
+
+    async def wait_free(self) -> None:
+        """Until no operation is under way."""
+        while self.under_way is not None:
+            await self.changed.wait()
+
+    def ask_to_delete(self, reason: EventKind = EventKind.DELETED) -> None:
         """Let its supervisor delete it. The first reason counts."""
-        self.stop_reason = self.stop_reason or reason
+        self.delete_reason = self.delete_reason or reason
+        if self.under_way is not None:
+            self.under_way.scope.cancel("the sandbox is deleted")
         self.wake()
 
     def wake(self) -> None:
@@ -62,19 +109,41 @@ class Entry:
     def start_resident(self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments) -> None:
         """Run a task for as long as the machine lives and the daemon runs. Raises: Conflict.
 
-        Cancelled: at the machine's end, and when the daemon stops (the sandbox lives on): a resident cleans up after
-        itself in bounded time and, for what outlives the daemon, is begun again by `Sandboxes.on_found`.
+        It goes on while the sandbox is paused, when sandbox-init does not answer. Cancelled: at the machine's end,
+        and when the daemon stops (the sandbox lives on): a resident cleans up after itself in bounded time and, for
+        what outlives the daemon, is begun again by `Sandboxes.on_found`.
         """
         self.require_running()
+        self.begin_resident(task, *arguments)
+
+    def begin_resident(self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments) -> None:
+        """For the supervisor, which begins residents beside a machine that is paused, too."""
         assert self.residents is not None
         self.residents.start_soon(_reside, self.sandbox.id, task, arguments)
 
     def require_running(self) -> RunningMachine:
-        """The live machine. Raises: Conflict naming the state that is in the way."""
-        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and self.stop_reason is None:
+        """The live machine. Raises: Conflict naming the state, or the operation, that is in the way."""
+        usable = self.delete_reason is None and (self.under_way is None or self.under_way.beside_use)
+        if self.sandbox.state is SandboxState.RUNNING and self.running is not None and usable:
             return self.running
-        state = self.sandbox.state if self.stop_reason is None else SandboxState.DELETING
-        raise Conflict(f"cannot use sandbox {self.sandbox.id}: it is {state}", state=state)
+        raise self._refusal("use")
+
+    def require_change(self, name: str, into: SandboxState) -> None:
+        """That its state allows what is about to be done. Raises: Conflict."""
+        if into not in TRANSITIONS[self.sandbox.state]:
+            raise self._refusal(name)
+
+    @property
+    def shown_state(self) -> SandboxState:
+        return self.sandbox.state if self.delete_reason is None else SandboxState.DELETING
+
+    def _refusal(self, name: str) -> Conflict:
+        state, sandbox = self.shown_state, self.sandbox.id
+        if self.under_way is None or self.delete_reason is not None:
+            return Conflict(f"cannot {name} sandbox {sandbox}: it is {state}", state=state)
+        reason = f"the operation {self.under_way.name!r} is under way"
+        facts = {"state": state, "operation": self.under_way.name}
+        return Conflict(f"cannot {name} sandbox {sandbox}: it is {state}, {reason}", **facts)
 
 
 async def _reside(

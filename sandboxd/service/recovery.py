@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Set as AbstractSet
 
-from sandboxd.isolation.backend import RunningMachine, remove_cgroup
-from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.model import Sandbox
-from sandboxd.service.entry import Host
+from sandboxd.isolation.backend import RunningMachine
+from sandboxd.isolation.freezer import freeze, is_frozen, thaw
+from sandboxd.model import Sandbox, SandboxState
+from sandboxd.service.entry import Entry, Host
+from sandboxd.service.lifecycle import Lifecycle
+from sandboxd.service.machines import end_cgroup
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,27 @@ def attach(host: Host, record: Sandbox) -> RunningMachine | None:
     return host.backend.attach(record.machine, host.disk.paths(record.id).runtime, cgroup=cgroup)
 
 
+async def finish_interrupted(lifecycle: Lifecycle, entry: Entry) -> None:
+    """Bring a sandbox that an earlier daemon left to a state that is true, on the way it was going."""
+    state, running = entry.sandbox.state, entry.running
+    if state is SandboxState.STOPPING:
+        await lifecycle.finish_stop(entry)
+    elif state is SandboxState.STARTING:
+        await lifecycle.abandon_start(entry)
+    elif state in {SandboxState.STOPPED, SandboxState.EXITED}:
+        await lifecycle.let_go(entry)
+    elif running is None:
+        await lifecycle.note_exit(entry)
+    elif state is SandboxState.PAUSING:
+        await lifecycle.finish_pause(entry, running)
+    elif state is SandboxState.RESUMING:
+        await lifecycle.finish_resume(entry, running)
+    elif state is SandboxState.PAUSED:
+        await freeze(running)
+    elif is_frozen(running):  # for a moment, by what did not live to let it go
+        await thaw(running)
+
+
 async def sweep(host: Host, known: AbstractSet[str]) -> None:
     """End what carries our mark and has no record: a daemon was killed at just the wrong moment."""
     strays = host.disk.known() - known
@@ -35,10 +58,3 @@ async def sweep(host: Host, known: AbstractSet[str]) -> None:
     await host.backend.sweep(strays)
     for stray in strays:
         host.disk.discard(stray)
-
-
-async def end_cgroup(cgroup: Cgroup) -> None:
-    """Kill whatever is in it, and remove it."""
-    if cgroup.exists():
-        cgroup.kill()
-        await remove_cgroup(cgroup)

@@ -1,8 +1,9 @@
 """Sandboxes from creation to deletion: the registry, and one supervising task for each.
 
 The record in the store is written before the first effect on the host and removed after the last one is undone
-(model.TRANSITIONS). In between, the sandbox's supervisor is the only one who changes it: clients who want it gone
-ask the entry to stop and wait until it has settled, so a client that leaves never leaves anything half done.
+(model.TRANSITIONS). In between, one operation at a time changes a sandbox (lifecycle.py); its supervisor sees to its
+end, its expiry and its deletion. Clients who want it gone ask the entry and wait until it has settled, and every
+other operation goes on without its caller, so a client that leaves never leaves anything half done.
 """
 
 import contextlib
@@ -11,22 +12,23 @@ import logging
 import secrets
 import subprocess
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable, Unprocessable
+from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable
 from sandboxd.isolation.backend import RunningMachine
-from sandboxd.isolation.plan import IdRange, LaunchPlan
-from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.model import TRANSITIONS, Event, EventKind, Image, Sandbox, SandboxSpec, SandboxState
+from sandboxd.model import EventKind, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
+from sandboxd.service.journal import Journal
+from sandboxd.service.lifecycle import Lifecycle
+from sandboxd.service.machines import Machines
 from sandboxd.service.oom import OomWatch
-from sandboxd.service.recovery import attach, end_cgroup, sweep
+from sandboxd.service.recovery import attach, finish_interrupted, sweep
 from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
@@ -43,18 +45,27 @@ PURGE_DELAY = 0.5
 class Sandboxes:
     """Owns: every sandbox's supervising task (in the nursery given) and its machine.
 
-    Cancelled: a creation is rolled back; a deletion goes on without its caller.
+    Cancelled: a creation is rolled back; everything else goes on without its caller.
     """
 
     def __init__(
-        self, *, nursery: trio.Nursery, store: Store, events: EventLog, host: Host, limit: int, oom: OomWatch
+        self,
+        *,
+        nursery: trio.Nursery,
+        store: Store,
+        events: EventLog,
+        host: Host,
+        limit: int,
+        oom: OomWatch,
+        find_image: Callable[[str], Image],
     ) -> None:
         self._nursery = nursery
-        self._store = store
-        self._events = events
         self._host = host
         self._limit = limit
         self._oom = oom
+        self._journal = Journal(store, events)
+        self._machines = Machines(host)
+        self._lifecycle = Lifecycle(journal=self._journal, machines=self._machines, find_image=find_image)
         self._entries: dict[str, Entry] = {}
         self._discarded = trio.Event()
         self._range_taken = trio.Event()
@@ -105,7 +116,8 @@ class Sandboxes:
             spec=spec,
             created_at=now,
             expires_at=None if spec.timeout is None else now + spec.timeout,
-            range_start=self._host.ranges.take(),
+            range_start=self._machines.take_range(),
+            machine_id=secrets.token_hex(16),
         )
 
     async def _create_and_supervise(
@@ -118,7 +130,7 @@ class Sandboxes:
             await self._roll_back(entry)
             if not isinstance(failure, Exception):
                 raise
-            task_status.started(_as_domain_error(failure, entry))
+            task_status.started(_as_domain_error(failure, entry, "create"))
             return
         task_status.started(None)
         await self._supervise(entry)
@@ -130,103 +142,69 @@ class Sandboxes:
                 await self._discard(entry, events=[])
         except (SandboxdError, OSError) as failure:
             log.error("creating sandbox %s cannot be undone yet: %s", entry.sandbox.id, failure)
-            entry.ask_to_stop()
+            entry.ask_to_delete()
             self._nursery.start_soon(self._delete, entry)
 
     async def _launch(self, entry: Entry, image: Image) -> None:
-        sandbox, host = entry.sandbox, self._host
-        await self._store.save(sandbox)
+        sandbox = entry.sandbox
+        await self._journal.save(entry, sandbox)
         crash_point("create:recorded")
-        paths = host.disk.make(sandbox.id)
+        self._host.disk.make(sandbox.id)
         crash_point("create:directories")
-        cgroup = self._make_cgroup(sandbox)
-        crash_point("create:cgroup")
-        plan = LaunchPlan(
-            sandbox=sandbox.id,
-            ids=IdRange(start=sandbox.range_start, idmapped=host.idmapped),
-            layers=(image.rootfs,),
-            writable=paths.writable,
-            runtime=paths.runtime,
-            hostname=sandbox.spec.hostname,
-            boot_id=str(uuid.uuid4()),
-            machine_id=secrets.token_hex(16),
-            init=host.init,
-            binds=image.binds,
-            hidden=image.hidden,
-        )
-        entry.running = await host.backend.launch(plan, cgroup=cgroup)
-        crash_point("create:launched")
-        now = time.time()
-        started = replace(sandbox, started_at=now, machine=entry.running.machine)
+        entry.running = await self._machines.launch(sandbox, image, verb="create")
+        started = replace(sandbox, started_at=time.time(), machine=entry.running.machine)
         created = new_event(EventKind.CREATED, sandbox.id, image=sandbox.spec.image_name, name=sandbox.spec.name)
-        await self._move(entry, started, SandboxState.RUNNING, [created, new_event(EventKind.STARTED, sandbox.id)])
+        events = [created, new_event(EventKind.STARTED, sandbox.id)]
+        await self._journal.move(entry, started, SandboxState.RUNNING, events)
         crash_point("create:confirmed")
-
-    def _make_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
-        if self._host.cgroups is None:
-            return None
-        limits = self._host.cgroup_limits(sandbox.spec.limits)
-        try:
-            return self._host.cgroups.create(sandbox.id, limits)
-        except OSError as error:
-            if error.errno in {errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP}:
-                raise Unprocessable(f"cannot set the limits: {error}; change or drop the limit") from error
-            raise
 
     # -- supervising ----------------------------------------------------------------------------------------------
 
     async def _supervise(self, entry: Entry, *, found: bool = False) -> None:
-        """From RUNNING (or EXITED) until the sandbox is gone. Its own bookkeeping failing ends the daemon."""
-        if entry.sandbox.state is SandboxState.RUNNING:
-            await self._while_running(entry, found=found)
-        if entry.stop_reason is None:
-            await self._note_exit(entry)
-            await self._until_stop(entry)
+        """From the first machine, or the last one found, until the sandbox is gone."""
+        while entry.delete_reason is None:
+            running = entry.running
+            if running is None:
+                await self._watch_time(entry, until=lambda: entry.running is not None)
+            else:
+                await self._beside_machine(entry, running, found=found)
+                found = False
+        await entry.wait_free()
         await self._delete(entry)
 
-    async def _while_running(self, entry: Entry, *, found: bool) -> None:
-        """Until the machine ends by itself, its lifetime is over, or somebody wants it gone."""
-        assert entry.running is not None
-        cgroup = entry.running.cgroup
+    async def _beside_machine(self, entry: Entry, running: RunningMachine, *, found: bool) -> None:
+        """Until the machine has ended, by itself or by an operation, or is to be deleted."""
         try:
             async with trio.open_nursery() as nursery:
                 entry.residents = nursery
-                await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
-                nursery.start_soon(_wake_at_end, entry, entry.running)
+                entry.attended.set()
+                await self._oom.add(running.cgroup, entry.sandbox.id, entry.note_oom)
+                nursery.start_soon(_wake_at_end, entry, running)
                 for resident in self.on_found if found else ():
-                    entry.start_resident(resident, entry)
-                await self._until_stop(entry, running=entry.running)
+                    entry.begin_resident(resident, entry)
+                await self._watch_time(entry, until=lambda: entry.running is not running or running.ended())
                 nursery.cancel_scope.cancel("it is known how this ends")
         finally:
             entry.residents = None
-            self._oom.discard(cgroup)
+            entry.attended = trio.Event()
+            self._oom.discard(running.cgroup)
+        if entry.delete_reason is None:
+            await entry.wait_free()  # it may be an operation that ends it
+            if entry.running is running:
+                await self._lifecycle.note_exit(entry)
 
-    async def _until_stop(self, entry: Entry, *, running: RunningMachine | None = None) -> None:
-        """Until somebody wants the sandbox gone or its time is over; or, if it is running, until it ended."""
-        while entry.stop_reason is None and not (running and running.ended()):
+    async def _watch_time(self, entry: Entry, *, until: Callable[[], bool]) -> None:
+        """Until that, or until it is to be deleted: because somebody asked, or because its time is over."""
+        while entry.delete_reason is None and not until():
             expires = entry.sandbox.expires_at
             remaining = CLOCK_CHECK if expires is None else min(CLOCK_CHECK, expires - time.time())
             if remaining <= 0:
-                entry.ask_to_stop(EventKind.EXPIRED)
+                entry.ask_to_delete(EventKind.EXPIRED)
                 return
             with trio.move_on_after(remaining):
                 await entry.changed.wait()
 
-    async def _note_exit(self, entry: Entry) -> None:
-        """Its pid 1 is gone though nobody asked. Whatever was left of its processes goes too; its files stay."""
-        if entry.sandbox.state is not SandboxState.RUNNING:
-            return
-        reason = "oom" if entry.oom_noticed else "init ended"
-        ended = replace(entry.sandbox, ended_at=time.time(), end_reason=reason, machine=None)
-        try:
-            await self._end_machine(entry)
-            await self._move(
-                entry, ended, SandboxState.EXITED, [new_event(EventKind.EXITED, ended.id, reason=reason)]
-            )
-        except SandboxdError as failure:
-            # Not worth the daemon: the next start-up finds the same end and records it then.
-            log.error("the end of sandbox %s could not be recorded: %s", ended.id, failure)
-            entry.sandbox = replace(ended, state=SandboxState.EXITED)
+    # -- deleting -------------------------------------------------------------------------------------------------
 
     async def _delete(self, entry: Entry) -> None:
         """Until it is gone. What cannot be deleted now (a full disk, an unkillable process) is tried again."""
@@ -248,13 +226,13 @@ class Sandboxes:
         if sandbox.state is not SandboxState.DELETING:
             await self._note_deletion(entry)
         crash_point("delete:recorded")
-        expired = entry.stop_reason is EventKind.EXPIRED
+        expired = entry.delete_reason is EventKind.EXPIRED
         events = [new_event(EventKind.EXPIRED, sandbox.id)] if expired else []
         await self._discard(entry, [*events, new_event(EventKind.DELETED, sandbox.id)])
 
     async def _note_deletion(self, entry: Entry) -> None:
         try:
-            await self._move(entry, entry.sandbox, SandboxState.DELETING, [])
+            await self._journal.move(entry, entry.sandbox, SandboxState.DELETING)
         except Unavailable as failure:
             # The disk may be full of this very sandbox. Killed before it has told anybody, the daemon will find a
             # sandbox that has exited.
@@ -263,49 +241,32 @@ class Sandboxes:
     async def _discard(self, entry: Entry, events: list[NewEvent]) -> None:
         """Undo everything a sandbox is, in whatever state of being made it is, the record last."""
         sandbox = entry.sandbox
-        await self._end_machine(entry)
+        await self._machines.end(entry)
         crash_point("delete:killed")
         self._host.disk.discard(sandbox.id)
         self._discarded.set()
         crash_point("delete:discarded")
-        self._events.announce(await self._forget(sandbox.id, events))
+        await self._forget(sandbox.id, events)
         crash_point("delete:forgotten")
         self._host.ranges.give_back(sandbox.range_start)
         self._entries.pop(sandbox.id, None)
         entry.settle()
 
-    async def _forget(self, sandbox: str, events: list[NewEvent]) -> list[Event]:
+    async def _forget(self, sandbox: str, events: list[NewEvent]) -> None:
         try:
-            return await self._store.forget(sandbox, events)
+            await self._journal.forget(sandbox, events)
         except Unavailable:
             # Its files are out of the way, but still there; without them there may be room for the record.
             with contextlib.suppress(OSError, subprocess.CalledProcessError):
                 await trio.to_thread.run_sync(self._host.disk.purge)
-            return await self._store.forget(sandbox, events)
-
-    async def _end_machine(self, entry: Entry) -> None:
-        """No process of the sandbox is left after this. Its empty cgroup goes with the discarded files."""
-        if entry.running is not None:
-            await entry.running.destroy()
-            entry.running = None
-        elif self._host.cgroups is not None:
-            await end_cgroup(self._host.cgroups.sandbox(entry.sandbox.id))
-
-    async def _move(self, entry: Entry, sandbox: Sandbox, state: SandboxState, events: list[NewEvent]) -> None:
-        """The only place where a sandbox changes state: checked against the table, stored, then visible."""
-        if state not in TRANSITIONS[entry.sandbox.state]:
-            raise AssertionError(f"sandbox {sandbox.id} cannot go from {entry.sandbox.state} to {state}")
-        moved = replace(sandbox, state=state)
-        recorded = await self._store.save(moved, events)
-        entry.sandbox = moved
-        self._events.announce(recorded)
+            await self._journal.forget(sandbox, events)
 
     # -- changing -------------------------------------------------------------------------------------------------
 
     async def delete(self, sandbox: str) -> None:
         """Returns when nothing of it is left but files on their way out. Raises: NotFound, SandboxLost."""
         entry = self.entry(sandbox)
-        entry.ask_to_stop()
+        entry.ask_to_delete()
         await entry.settled.wait()
         if entry.failure is not None:
             raise entry.failure
@@ -313,43 +274,60 @@ class Sandboxes:
     async def set_lifetime(self, sandbox: str, seconds: float | None) -> Sandbox:
         """Let it end `seconds` from now (None: never). Raises: NotFound, Conflict."""
         entry = self.entry(sandbox)
-        entry.require_running()
         expires = None if seconds is None else time.time() + seconds
-        entry.sandbox = replace(entry.sandbox, expires_at=expires)
-        await self._store.save(entry.sandbox)
-        entry.wake()
+        async with entry.operation("timeout", beside_use=True, wait=True):
+            await self._journal.save(entry, replace(entry.sandbox, expires_at=expires))
+        return entry.sandbox
+
+    async def pause(self, sandbox: str) -> Sandbox:
+        """See Lifecycle.pause. Raises also: NotFound."""
+        return await self._carry_out(self.entry(sandbox), "pause", self._lifecycle.pause)
+
+    async def resume(self, sandbox: str) -> Sandbox:
+        """See Lifecycle.resume. Raises also: NotFound."""
+        return await self._carry_out(self.entry(sandbox), "resume", self._lifecycle.resume)
+
+    async def stop(self, sandbox: str, *, grace: float) -> Sandbox:
+        """See Lifecycle.stop. Raises also: NotFound."""
+        return await self._carry_out(self.entry(sandbox), "stop", partial(self._lifecycle.stop, grace=grace))
+
+    async def start(self, sandbox: str) -> Sandbox:
+        """See Lifecycle.start. Raises also: NotFound."""
+        return await self._carry_out(self.entry(sandbox), "start", self._lifecycle.start)
+
+    async def _carry_out(self, entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]]) -> Sandbox:
+        """Do it in a task that goes on when the caller leaves. Raises: Conflict, and what the work raises."""
+        outcome = _Outcome()
+        self._nursery.start_soon(_work, entry, name, work, outcome)
+        await outcome.known.wait()
+        if outcome.failure is not None:
+            raise outcome.failure
         return entry.sandbox
 
     # -- start-up and housekeeping --------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Find the sandboxes of an earlier daemon again, finish what it began, sweep what nobody knows."""
-        records = await self._store.sandboxes()
+        records = await self._journal.sandboxes()
         self._host.ranges.claim(record.range_start for record in records)
         await sweep(self._host, {record.id for record in records})
         self._discarded.set()
         for record in records:
-            entry = Entry(sandbox=record)
-            self._entries[record.id] = entry
-            if record.state is SandboxState.RUNNING:
-                entry.running = attach(self._host, record)
+            self._entries[record.id] = Entry(sandbox=record, running=attach(self._host, record))
         for entry in self.entries():
-            self._nursery.start_soon(self._resume, entry)
+            self._nursery.start_soon(self._take_up, entry)
 
-    async def _resume(self, entry: Entry) -> None:
+    async def _take_up(self, entry: Entry) -> None:
+        """A creation nobody was told of, or a deletion somebody asked for, ends gone; the rest is finished."""
         if entry.sandbox.state in {SandboxState.CREATING, SandboxState.DELETING}:
-            await self._finish_interrupted(entry)
-        elif entry.sandbox.state is SandboxState.RUNNING and entry.running is None:
-            await self._note_exit(entry)
-            await self._supervise(entry)
+            entry.ask_to_delete()
+            await self._host.backend.sweep({entry.sandbox.id})
         else:
-            await self._supervise(entry, found=True)
-
-    async def _finish_interrupted(self, entry: Entry) -> None:
-        """A creation nobody was told of, or a deletion somebody asked for: either way it ends gone."""
-        entry.ask_to_stop()
-        await self._host.backend.sweep({entry.sandbox.id})
-        await self._delete(entry)
+            outcome = _Outcome()
+            await _work(entry, "recover", partial(finish_interrupted, self._lifecycle), outcome)
+            if outcome.failure is not None:
+                log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
+        await self._supervise(entry, found=True)
 
     async def purge_discarded(self) -> None:
         """A task of the service: remove what is left of deleted sandboxes, off the path of those who deleted them."""
@@ -393,15 +371,34 @@ class Sandboxes:
                 entry.running.close()
 
 
-def _as_domain_error(failure: Exception, entry: Entry) -> SandboxdError:
+def _as_domain_error(failure: Exception, entry: Entry, verb: str) -> SandboxdError:
     if isinstance(failure, SandboxdError):
         return failure
     if isinstance(failure, OSError) and failure.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Unavailable("cannot create the sandbox: no space left in the state directory", kind="no_space")
-    log.exception("creating sandbox %s failed", entry.sandbox.id, exc_info=failure)
-    return LaunchFailed(f"cannot create sandbox {entry.sandbox.id}: {failure}")
+        return Unavailable(f"cannot {verb} the sandbox: no space left in the state directory", kind="no_space")
+    log.exception("%s of sandbox %s failed", verb, entry.sandbox.id, exc_info=failure)
+    return LaunchFailed(f"cannot {verb} sandbox {entry.sandbox.id}: {failure}")
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """How an operation ended, for whoever still waits for it."""
+
+    failure: SandboxdError | None = None
+    known: trio.Event = field(default_factory=trio.Event)
+
+
+async def _work(entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]], outcome: _Outcome) -> None:
+    try:
+        async with entry.operation(name):
+            await work(entry)
+    except Exception as failure:
+        outcome.failure = _as_domain_error(failure, entry, name)
+    finally:
+        outcome.known.set()
 
 
 async def _wake_at_end(entry: Entry, running: RunningMachine) -> None:
-    await running.wait_ended()
+    with contextlib.suppress(trio.ClosedResourceError):  # an operation has seen it end before us
+        await running.wait_ended()
     entry.wake()

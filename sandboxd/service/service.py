@@ -160,7 +160,13 @@ async def open_service(
     async with trio.open_nursery() as nursery:
         oom = OomWatch(events)
         sandboxes = Sandboxes(
-            nursery=nursery, store=store, events=events, host=host, limit=config.sandbox.max_sandboxes, oom=oom
+            nursery=nursery,
+            store=store,
+            events=events,
+            host=host,
+            limit=config.sandbox.max_sandboxes,
+            oom=oom,
+            find_image=images.get,
         )
         await sandboxes.recover()
         for task in (oom.run, sandboxes.purge_discarded, sandboxes.warm_ranges, keys.note_uses):

@@ -84,7 +84,7 @@ def disagreement(daemon: Daemon, *, ignore: tuple[str, ...] = ()) -> Findings:
 def _compare(daemon: Daemon) -> Findings:
     seen, views = ask(daemon), daemon.views()
     known = {view["id"] for view in views}
-    live = {view["id"] for view in views if view["status"] == "running"}
+    live = {view["id"] for view in views if view["status"] in {"running", "paused"}}
     found = {
         "monitors": (seen["monitors"] - live, live - seen["monitors"]),
         "inits": (seen["inits"] - live, live - seen["inits"]),

@@ -27,6 +27,7 @@ from sandboxd.http.native.sandbox_schemas import (
     SandboxList,
     SandboxView,
     SetTimeout,
+    Stop,
 )
 from sandboxd.http.routes import Route
 from sandboxd.model import Scope
@@ -52,6 +53,14 @@ API = (
           response=Deleted, summary="Destroy a sandbox"),
     Route(method="POST", path=f"{SANDBOX}/timeout", handler=sandboxes.set_timeout, scope=WRITE,
           body=SetTimeout, response=SandboxView, summary="Set how long it may live from now on"),
+    Route(method="POST", path=f"{SANDBOX}/pause", handler=sandboxes.pause, scope=WRITE,
+          response=SandboxView, summary="Freeze every process; memory and files stay"),
+    Route(method="POST", path=f"{SANDBOX}/resume", handler=sandboxes.resume, scope=WRITE,
+          response=SandboxView, summary="Let a paused sandbox go on from where it stood"),
+    Route(method="POST", path=f"{SANDBOX}/stop", handler=sandboxes.stop, scope=WRITE, optional_body=True,
+          body=Stop, response=SandboxView, summary="End every process; files stay"),
+    Route(method="POST", path=f"{SANDBOX}/start", handler=sandboxes.start, scope=WRITE,
+          response=SandboxView, summary="Start a stopped or exited sandbox over its files"),
     Route(method="GET", path=f"{SANDBOX}/metrics", handler=sandboxes.metrics, scope=READ,
           response=MetricsView, summary="What it uses now"),
 

@@ -94,6 +94,7 @@ class SandboxView(Response):
     image_digest: str
     created_at: datetime
     started_at: datetime | None
+    paused_at: datetime | None
     ended_at: datetime | None
     end_at: datetime | None
     """when its lifetime is over"""
@@ -117,6 +118,7 @@ class SandboxView(Response):
             image_digest=spec.image,
             created_at=rfc3339_time(sandbox.created_at),
             started_at=rfc3339_time(sandbox.started_at),
+            paused_at=rfc3339_time(sandbox.paused_at),
             ended_at=rfc3339_time(sandbox.ended_at),
             end_at=rfc3339_time(sandbox.expires_at),
             end_reason=sandbox.end_reason,
@@ -150,6 +152,11 @@ class Deleted(Response):
 class SetTimeout(Request):
     timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None
     """lifetime from now on; null: until deleted"""
+
+
+class Stop(Request):
+    grace_ms: Annotated[int, Field(ge=0, le=600_000)] = 5000
+    """what processes have after SIGTERM before they are killed; 0 kills at once"""
 
 
 class MetricsView(Response):

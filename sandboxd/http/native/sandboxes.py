@@ -54,6 +54,22 @@ async def set_timeout(call: Call, sandbox: str) -> SandboxView:
     return _view(call, await call.service.sandboxes.set_lifetime(sandbox, seconds))
 
 
+async def pause(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.pause(sandbox))
+
+
+async def resume(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.resume(sandbox))
+
+
+async def stop(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.stop(sandbox, grace=call.body.grace_ms / 1000))
+
+
+async def start(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.start(sandbox))
+
+
 async def metrics(call: Call, sandbox: str) -> MetricsView:
     return MetricsView.of(await call.service.metrics.read(call.service.sandboxes.entry(sandbox)))
 

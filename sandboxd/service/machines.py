@@ -1,0 +1,95 @@
+"""Machines of sandboxes made and ended, with what a machine needs and its files do not: ids, a cgroup, a socket."""
+
+import errno
+import uuid
+
+import trio
+
+from sandboxd.crashpoints import crash_point
+from sandboxd.errors import Unprocessable
+from sandboxd.isolation.backend import RunningMachine, remove_cgroup
+from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import Image, Sandbox
+from sandboxd.service.entry import Entry, Host
+
+
+class Machines:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def launch(self, sandbox: Sandbox, image: Image, *, verb: str) -> RunningMachine:
+        """Make a cgroup and a machine in it; `verb` names the crash points. On failure nothing is left.
+
+        Raises: Unprocessable (a limit the kernel refuses), LaunchFailed.
+        """
+        cgroup = self._make_cgroup(sandbox)
+        crash_point(f"{verb}:cgroup")
+        running = await self._host.backend.launch(self._plan(sandbox, image), cgroup=cgroup)
+        crash_point(f"{verb}:launched")
+        return running
+
+    async def end(self, entry: Entry) -> None:
+        """No process of the sandbox is left after this; its cgroup may be, empty. Raises: SandboxLost."""
+        if entry.running is not None:
+            await entry.running.destroy()
+            entry.running = None
+        elif self._host.cgroups is not None:
+            await end_cgroup(self._host.cgroups.sandbox(entry.sandbox.id))
+
+    async def let_go(self, sandbox: Sandbox) -> None:
+        """Give back what the ended machine of that record held. To be recorded first: `range_start` is free now."""
+        if self._host.cgroups is not None:
+            await end_cgroup(self._host.cgroups.sandbox(sandbox.id))
+        self._host.ranges.give_back(sandbox.range_start)
+
+    async def sweep(self, sandbox: str) -> None:
+        """End what exists of a machine of which nothing is recorded yet."""
+        if self._host.cgroups is not None:
+            await end_cgroup(self._host.cgroups.sandbox(sandbox))
+        await self._host.backend.sweep({sandbox})
+
+    def take_range(self) -> int:
+        return self._host.ranges.take()
+
+    def renew(self, sandbox: str) -> None:
+        """Ready a sandbox's directories for its next machine."""
+        self._host.disk.renew(sandbox)
+
+    async def sync(self, sandbox: str) -> None:
+        """Have its files outlive a power cut from here on. Cancelled: it goes on unattended."""
+        await trio.to_thread.run_sync(self._host.disk.sync, sandbox, abandon_on_cancel=True)
+
+    def _plan(self, sandbox: Sandbox, image: Image) -> LaunchPlan:
+        host, paths = self._host, self._host.disk.paths(sandbox.id)
+        return LaunchPlan(
+            sandbox=sandbox.id,
+            ids=IdRange(start=sandbox.range_start, idmapped=host.idmapped),
+            layers=(image.rootfs,),
+            writable=paths.writable,
+            runtime=paths.runtime,
+            hostname=sandbox.spec.hostname,
+            boot_id=str(uuid.uuid4()),
+            machine_id=sandbox.machine_id,
+            init=host.init,
+            binds=image.binds,
+            hidden=image.hidden,
+        )
+
+    def _make_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
+        if self._host.cgroups is None:
+            return None
+        limits = self._host.cgroup_limits(sandbox.spec.limits)
+        try:
+            return self._host.cgroups.create(sandbox.id, limits)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP}:
+                raise Unprocessable(f"cannot set the limits: {error}; change or drop the limit") from error
+            raise
+
+
+async def end_cgroup(cgroup: Cgroup) -> None:
+    """Kill whatever is in it, and remove it."""
+    if cgroup.exists():
+        cgroup.kill()
+        await remove_cgroup(cgroup)

@@ -1,0 +1,189 @@
+"""Sandboxes paused and resumed, stopped and started, through the API of a real daemon."""
+
+import os
+import signal
+
+from tests.e2e.test_lifecycle import SANDBOXES, at_once
+from tests.support import witnesses
+from tests.support.daemon import Answer, Daemon
+from tests.support.waiting import wait_until
+
+TICKS = "(while echo tick >> ~/ticks; do sleep 0.02; done) > /dev/null 2>&1 &"
+
+
+def change(daemon: Daemon, sandbox: str, verb: str, body: object = None) -> Answer:
+    return daemon.call("POST", f"{SANDBOXES}/{sandbox}/{verb}", body)
+
+
+def changed(daemon: Daemon, sandbox: str, verb: str, body: object = None) -> str:
+    """Its status after a change that works."""
+    answer = change(daemon, sandbox, verb, body)
+    assert answer.status == 200, answer.data
+    assert answer.json == daemon.view(sandbox)
+    return str(answer.json["status"])
+
+
+def refused(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer.json["details"]["state"]
+
+
+def ticks_of(sandbox: str) -> int:
+    """Size of the file that grows inside, seen from the host: nobody needs to answer."""
+    return os.stat(f"/proc/{witnesses.init_of(sandbox)}/root/home/user/ticks").st_size
+
+
+def ticking(daemon: Daemon) -> str:
+    sandbox = daemon.create()
+    daemon.shell(sandbox, TICKS)
+    wait_until(lambda: ticks_of(sandbox) > 0)
+    return sandbox
+
+
+def test_a_paused_sandbox_stands_still_and_goes_on_where_it_stood(daemon: Daemon) -> None:
+    sandbox = ticking(daemon)
+    assert changed(daemon, sandbox, "pause") == "paused"
+    assert daemon.view(sandbox)["paused_at"] is not None
+    ticks = ticks_of(sandbox)
+    other = daemon.create()
+    for _ in range(10):  # the clock of another sandbox, rather than ours
+        daemon.shell(other, "sleep 0.05")
+    assert ticks_of(sandbox) == ticks
+    assert changed(daemon, sandbox, "resume") == "running"
+    wait_until(lambda: ticks_of(sandbox) > ticks)
+    assert daemon.view(sandbox)["paused_at"] is None
+    assert daemon.events(sandbox) == ["created", "started", "paused", "resumed"]
+
+
+def test_what_needs_the_machine_is_refused_while_it_is_paused(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    changed(daemon, sandbox, "pause")
+    path = f"{SANDBOXES}/{sandbox}"
+    for method, rest, body in (
+        ("POST", "/shell", {"cmd": "true"}),
+        ("POST", "/shell/stream", {"cmd": "true"}),
+        ("GET", "/files?path=/etc/hostname", None),
+        ("PUT", "/files?path=/tmp/x", {}),
+        ("POST", "/pause", None),
+        ("POST", "/start", None),
+    ):
+        assert refused(daemon.call(method, path + rest, body)) == (409, "paused"), rest
+    assert daemon.view(sandbox)["status"] == "paused"
+    assert [view["id"] for view in daemon.views("status=paused")] == [sandbox]
+    changed(daemon, sandbox, "resume")
+    assert refused(change(daemon, sandbox, "resume")) == (409, "running")
+    assert daemon.shell(sandbox, "echo well")["stdout"] == "well\n"
+
+
+def test_a_paused_sandbox_can_be_deleted_and_stopped(daemon: Daemon) -> None:
+    doomed, stopped = ticking(daemon), ticking(daemon)
+    changed(daemon, doomed, "pause")
+    daemon.delete(doomed)
+    changed(daemon, stopped, "pause")
+    assert changed(daemon, stopped, "stop") == "stopped"
+    assert witnesses.disagreement(daemon) == {}
+    assert changed(daemon, stopped, "start") == "running"
+    assert daemon.shell(stopped, "test -s ~/ticks")["exit_code"] == 0
+
+
+def test_a_stopped_sandbox_keeps_its_files_and_its_identity(daemon: Daemon) -> None:
+    sandbox = daemon.create(name="kept", hostname="box", env={"KEPT": "yes"})
+    identity = "cat /etc/machine-id; hostname; echo $KEPT"
+    before = daemon.shell(sandbox, identity)["stdout"]
+    boot = daemon.shell(sandbox, "cat /proc/sys/kernel/random/boot_id")["stdout"]
+    daemon.shell(sandbox, "echo kept > ~/file; ln ~/file ~/link; mkdir ~/gone; rm -r ~/gone; setsid sleep 600 &")
+    assert changed(daemon, sandbox, "stop") == "stopped"
+    view = daemon.view("kept")
+    assert (view["end_reason"], view["ended_at"] is None) == ("stopped", False)
+    assert witnesses.disagreement(daemon) == {}
+    assert refused(change(daemon, sandbox, "shell", {"cmd": "true"})) == (409, "stopped")
+    assert refused(change(daemon, sandbox, "stop")) == (409, "stopped")
+    assert changed(daemon, sandbox, "start") == "running"
+    assert daemon.view("kept")["ended_at"] is None
+    assert daemon.shell(sandbox, identity)["stdout"] == before
+    assert daemon.shell(sandbox, "cat /proc/sys/kernel/random/boot_id")["stdout"] != boot
+    assert daemon.shell(sandbox, "cat ~/file ~/link; ls ~/gone; pgrep sleep")["stdout"] == "kept\nkept\n"
+    assert witnesses.disagreement(daemon) == {}
+    assert daemon.events(sandbox) == ["created", "started", "stopped", "started"]
+
+
+def test_stopping_lets_processes_end_in_good_order_unless_it_is_to_be_at_once(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    trap = "trap 'echo bye > ~/bye; exit' TERM; echo up > ~/up; while :; do sleep 0.05; done"
+    for grace, said in ((5000, "bye\n"), (0, "")):
+        daemon.shell(
+            sandbox, f'rm -f ~/up ~/bye; setsid sh -c "{trap}" > /dev/null 2>&1 & until test -s ~/up; do :; done'
+        )
+        changed(daemon, sandbox, "stop", {"grace_ms": grace})
+        changed(daemon, sandbox, "start")
+        assert daemon.shell(sandbox, "cat ~/bye")["stdout"] == said
+
+
+def test_what_ignores_the_request_to_end_is_killed_after_the_grace(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
+    assert changed(daemon, sandbox, "stop", {"grace_ms": 50}) == "stopped"
+    assert witnesses.disagreement(daemon) == {}
+
+
+def test_a_sandbox_whose_init_ended_can_be_started_again(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "echo kept > ~/file")
+    for state in ("running", "paused"):
+        if state == "paused":
+            changed(daemon, sandbox, "pause")
+        os.kill(witnesses.init_of(sandbox), signal.SIGKILL)
+        wait_until(lambda: daemon.view(sandbox)["status"] == "exited")
+        assert changed(daemon, sandbox, "start") == "running"
+        assert daemon.shell(sandbox, "cat ~/file")["stdout"] == "kept\n"
+    assert witnesses.disagreement(daemon) == {}
+
+
+def test_of_many_changes_at_once_one_at_a_time_is_done_and_the_rest_refused(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    for verb, state in (("pause", "paused"), ("resume", "running"), ("stop", "stopped"), ("start", "running")):
+        answers = at_once(*[lambda verb=verb: change(daemon, sandbox, verb)] * 6)
+        assert sorted(answer.status for answer in answers) == [200] + [409] * 5, verb
+        assert daemon.view(sandbox)["status"] == state
+
+
+def test_a_deletion_cuts_a_slow_stop_short(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
+
+    def delete() -> Answer:
+        wait_until(lambda: daemon.view(sandbox)["status"] == "stopping")
+        return daemon.call("DELETE", f"{SANDBOXES}/{sandbox}")
+
+    stop, deletion = at_once(lambda: change(daemon, sandbox, "stop", {"grace_ms": 600_000}), delete)
+    assert refused(stop) == (409, "deleting")
+    assert deletion.status == 200
+
+
+def test_a_client_that_leaves_does_not_undo_what_it_asked_for(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
+    connection = daemon.connect()
+    connection.request("POST", f"{SANDBOXES}/{sandbox}/stop", b'{"grace_ms": 300}')
+    wait_until(lambda: daemon.view(sandbox)["status"] == "stopping")
+    connection.close()
+    wait_until(lambda: daemon.view(sandbox)["status"] == "stopped")
+
+
+def test_a_command_whose_client_left_during_the_pause_is_ended_by_the_resume(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    connection = daemon.connect()
+    connection.request("POST", f"{SANDBOXES}/{sandbox}/shell", b'{"cmd": "sleep 601"}')
+    wait_until(lambda: daemon.shell(sandbox, "pgrep -x sleep")["exit_code"] == 0)
+    changed(daemon, sandbox, "pause")
+    connection.close()
+    changed(daemon, sandbox, "resume")
+    wait_until(lambda: daemon.shell(sandbox, "pgrep -x sleep")["exit_code"] == 1)
+
+
+def test_a_job_stopped_by_its_shell_is_left_so(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    stop = "until pkill -STOP -x sleep; do :; done; until ps -o stat= -C sleep | grep -q T; do :; done"
+    daemon.shell(sandbox, f"setsid sleep 602 > /dev/null 2>&1 & {stop}")
+    changed(daemon, sandbox, "pause")
+    changed(daemon, sandbox, "resume")
+    assert daemon.shell(sandbox, "ps -o stat= -C sleep")["stdout"].startswith("T")
