@@ -68,6 +68,10 @@ class SandboxConfig(_Section):
     """bound on all processes of one sandbox, in force even where the host has no pids controller"""
     max_output_bytes: Bytes = 128 * MIB
     """most output of one stream that `shell` keeps; what is beyond is dropped and reported as truncated"""
+    command_log_bytes: Annotated[int, Field(ge=64 * 1024, le=2**40)] = 16 * MIB
+    """newest output kept of each background command and terminal, on disk"""
+    commands_kept: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """ended background commands and terminals kept per sandbox, with their logs; the oldest go first"""
     lenient_limits: bool = False
     """accept limits that this host cannot enforce (they are reported as not enforced) instead of refusing them"""
 

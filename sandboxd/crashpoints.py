@@ -33,6 +33,12 @@ POINTS: Final = (
     "delete:killed",
     "delete:discarded",
     "delete:forgotten",
+    "command:recorded",
+    "command:spawned",
+    "command:confirmed",
+    "command:logged",
+    "command:ended",
+    "command:released",
 )
 
 _CHOSEN = os.environ.get("SANDBOXD_CRASH_AT")

@@ -242,6 +242,71 @@ class CommandExited:
     max_rss: int = 0
 
 
+# Everything that may happen to a background command. Its record is written at STARTING, before sandbox-init is asked,
+# and bears the label by which a daemon that died in between finds the command again.
+#
+#   STARTING   asked for; nobody has been told of it yet. Not found at start-up: it never was.
+#   RUNNING    its processes run and its output goes to its log, or will, when a daemon is there again.
+#   EXITED     it ended by itself, with an exit code.
+#   KILLED     a signal ended it.
+#   LOST       the machine ended under it, so that nobody saw how it ended.
+class CommandStatus(enum.StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    KILLED = "killed"
+    LOST = "lost"
+
+
+COMMAND_TRANSITIONS: Mapping[CommandStatus, frozenset[CommandStatus]] = MappingProxyType(
+    {
+        CommandStatus.STARTING: frozenset({CommandStatus.RUNNING, CommandStatus.LOST}),
+        CommandStatus.RUNNING: frozenset({CommandStatus.EXITED, CommandStatus.KILLED, CommandStatus.LOST}),
+        CommandStatus.EXITED: frozenset(),
+        CommandStatus.KILLED: frozenset(),
+        CommandStatus.LOST: frozenset(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRecord:
+    """A command in the background, or a terminal, as the store and the API know it."""
+
+    id: str
+    """also its label in sandbox-init"""
+    sandbox: str
+    status: CommandStatus
+    command: str
+    """for people: the shell's line or the arguments, perhaps cut"""
+    created_at: float
+    user: str = ""
+    cwd: str = ""
+    stdin: bool = False
+    terminal: TerminalSize | None = None
+    number: int = 0
+    """sandbox-init's for it; 0 while STARTING"""
+    pid: int = 0
+    """of its first process, as the sandbox sees it"""
+    machine: str = ""
+    """which machine it runs on: a sandbox that is started again has another"""
+    started_at: float | None = None
+    ended_at: float | None = None
+    deadline: float | None = None
+    """when it is killed, if it still runs"""
+    oom_kills: int = 0
+    """the sandbox's, before it started"""
+    exited: CommandExited | None = None
+    unlogged: int = 0
+    """bytes of output that never reached the log, all told; known at the end"""
+    survivors: bool = False
+    """processes it started outlived it, and sandbox-init still knows them"""
+
+    @property
+    def ended(self) -> bool:
+        return not COMMAND_TRANSITIONS[self.status]
+
+
 CommandEvent = CommandStarted | OutputChunk | OutputGap | StdinAccepted | CommandExited
 
 

@@ -17,7 +17,7 @@ import trio
 from pydantic import TypeAdapter
 
 from sandboxd.errors import StartupError, Unavailable
-from sandboxd.model import ApiKey, Event, EventKind, Sandbox, Scope
+from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Sandbox, Scope
 
 T = TypeVar("T")
 
@@ -34,6 +34,10 @@ MIGRATIONS = (
         created_at REAL NOT NULL, last_used_at REAL
     );
     """,
+    """
+    CREATE TABLE commands (id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, created_at REAL NOT NULL, body TEXT NOT NULL);
+    CREATE INDEX commands_of ON commands (sandbox);
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
@@ -41,6 +45,7 @@ EVENTS_KEPT = 100_000
 EVENTS_SLACK = 1_000
 
 _SANDBOX = TypeAdapter(Sandbox)
+_COMMAND = TypeAdapter(CommandRecord)
 _EVENT_COLUMNS = "id, at, kind, sandbox, facts"
 _KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
 
@@ -80,10 +85,11 @@ class Store:
         return await self._transaction(write)
 
     async def forget(self, sandbox: str, events: Sequence[NewEvent] = ()) -> list[Event]:
-        """Remove a sandbox's row, and record what happened."""
+        """Remove a sandbox's row and its commands', and record what happened."""
 
         def write(db: sqlite3.Connection) -> list[Event]:
             db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+            db.execute("DELETE FROM commands WHERE sandbox = ?", (sandbox,))
             return _add_events(db, events)
 
         return await self._transaction(write)
@@ -92,6 +98,32 @@ class Store:
         def read(db: sqlite3.Connection) -> list[Sandbox]:
             rows = db.execute("SELECT body FROM sandboxes ORDER BY created_at, id")
             return [_SANDBOX.validate_json(body) for (body,) in rows]
+
+        return await self._transaction(read)
+
+    async def save_command(self, command: CommandRecord) -> None:
+        """Insert or replace a command of a sandbox, unless the sandbox is gone."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO commands SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM sandboxes WHERE id = ?2)"
+                " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                (command.id, command.sandbox, command.created_at, _COMMAND.dump_json(command).decode()),
+            )
+
+        await self._transaction(write)
+
+    async def forget_commands(self, commands: Sequence[str]) -> None:
+        await self._transaction(
+            lambda db: db.executemany("DELETE FROM commands WHERE id = ?", [(command,) for command in commands])
+        )
+
+    async def commands(self) -> list[CommandRecord]:
+        """Those of all sandboxes, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[CommandRecord]:
+            rows = db.execute("SELECT body FROM commands ORDER BY created_at, id")
+            return [_COMMAND.validate_json(body) for (body,) in rows]
 
         return await self._transaction(read)
 

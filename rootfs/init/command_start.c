@@ -78,6 +78,7 @@ static int launch(struct command *command, struct spawn *spawn, const struct req
         ring_open(&command->streams[i].ring, command->internal ? INTERNAL_RING : (size_t)ring);
     command->linger_ms = has(request, TAG_LINGER_MS) ? (uint32_t)request->number[TAG_LINGER_MS] : DEFAULT_LINGER_MS;
     command->terminal = spawn->terminal;
+    command->labelled = request->bytes[TAG_LABEL].length > 0;
     describe(command, request);
     command_adopt(command, own, status);
     return 0;

@@ -115,7 +115,13 @@ int command_release(struct command *command, struct failure *failure)
     return 0;
 }
 
-/* Keep the ended commands within bounds: the oldest that nobody is attached to goes first. */
+static size_t rings_size(const struct command *command)
+{
+    return command->streams[0].ring.size + command->streams[1].ring.size;
+}
+
+/* Keep the ended commands within bounds: the oldest that nobody is attached to goes first.  A labelled one loses its
+ * output only: whoever labelled it may have been away while it ended, and asks for its exit when it is back. */
 static void trim_ended(void)
 {
     for (;;) {
@@ -125,14 +131,19 @@ static void trim_ended(void)
         for (struct command *command = commands; command != NULL; command = command->next) {
             if (command->state != STATE_ENDED || command->released)
                 continue;
+            if (command->labelled && rings_size(command) == 0)
+                continue;
             count++;
-            memory += command->streams[0].ring.size + command->streams[1].ring.size;
+            memory += rings_size(command);
             if (command->attachments == NULL && (oldest == NULL || command->ended_at <= oldest->ended_at))
                 oldest = command;
         }
         if (oldest == NULL || (count <= MAX_ENDED_COMMANDS && memory <= MAX_ENDED_MEMORY))
             return;
-        forget(oldest);
+        if (oldest->labelled)
+            free_rings(oldest);
+        else
+            forget(oldest);
     }
 }
 

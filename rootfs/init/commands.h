@@ -29,6 +29,7 @@ struct command {
     struct connection *starter; /* waits for STARTED */
     bool terminal;
     bool released; /* nobody will ask again: output is read and dropped until the last process is gone */
+    bool labelled; /* somebody will ask for its exit: it is kept until released, only its output may be forgotten */
     bool internal; /* of sudo: invisible to the daemon, ends with its connection */
     uint64_t owner; /* of sudo: id of the command it was called from, or 0 */
     uint32_t linger_ms;

@@ -125,8 +125,13 @@ class Attachment:
 
     async def receive(self) -> Event:
         """The next event. `Exited` is the last; all output comes before it."""
-        frame = await self._connection.receive()
-        event = _event_of(frame)
+        return self._note(_event_of(await self._connection.receive()))
+
+    async def receive_all(self) -> list[Event]:
+        """The events that have arrived, at least one."""
+        return [self._note(_event_of(frame)) for frame in await self._connection.receive_all()]
+
+    def _note(self, event: Event) -> Event:
         if isinstance(event, StdinAck):
             self._note_taken(event.bytes)
         elif isinstance(event, StdinClosed | Exited):
@@ -174,6 +179,11 @@ class Attachment:
         """Best effort, behind stdin that still waits; `InitClient.signal` overtakes and reports."""
         async with self._sending:
             await self._send(encode_fields(Op.SIGNAL, {Tag.SIGNO: signo, Tag.SCOPE: scope}))
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the command's stdin has taken."""
+        return self._taken
 
     def _has_credit(self) -> bool:
         return self._sent - self._taken <= STDIN_WINDOW - MAX_DATA
@@ -277,8 +287,14 @@ class InitClient(FileOperations, WatchOperations):
 
     async def write_stdin(self, command: int, data: bytes) -> bool:
         """Returns when stdin has taken everything, or False when it is closed."""
+        async with self.stdin(command) as attachment:
+            return await attachment.feed(data)
+
+    @asynccontextmanager
+    async def stdin(self, command: int) -> AsyncIterator[Attachment]:
+        """Write to a command's stdin without following it: it receives acknowledgements only, and no exit."""
         async with self._open(encode_fields(Op.WRITE_STDIN, {Tag.COMMAND: command})) as connection:
-            return await Attachment(connection, command, None).feed(data)
+            yield Attachment(connection, command, None)
 
     async def close_stdin(self, command: int) -> None:
         await self._call(encode_fields(Op.STDIN_EOF, {Tag.COMMAND: command}))

@@ -63,6 +63,12 @@ class Connection:
             self._frames.reverse()
         return self._frames.pop()
 
+    async def receive_all(self) -> list[Frame]:
+        """The frames that have arrived, at least one."""
+        first = await self.receive()
+        rest, self._frames = self._frames, []
+        return [first, *reversed(rest)]
+
     async def expect(self, kind: type[_M], *, no_more: bool = False) -> _M:
         """The next frame, which must be this message. An ERROR is raised as InitError."""
         frame = await self.receive(no_more=no_more)

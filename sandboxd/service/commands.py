@@ -43,7 +43,7 @@ KILL_RETRY = 1.0
 # the last ended commands.
 RING_SIZE = 256 * 1024
 
-_STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
+STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
 
 
 class RunningCommand:
@@ -57,7 +57,7 @@ class RunningCommand:
         self._entry = entry
         self._init = init
         self._attachment = attachment
-        self._kills_before = _oom_kills(entry)
+        self._kills_before = oom_kills(entry)
         self._timed_out = False
         self._killed = trio.Event()
         self.exited: CommandExited | None = None
@@ -122,9 +122,9 @@ class RunningCommand:
     def _translate(self, event: init_client.Event) -> CommandEvent:
         match event:
             case Output():
-                return OutputChunk(_STREAMS[event.stream], event.offset, event.data)
+                return OutputChunk(STREAMS[event.stream], event.offset, event.data)
             case Gap():
-                return OutputGap(_STREAMS[event.stream], event.end - event.start)
+                return OutputGap(STREAMS[event.stream], event.end - event.start)
             case StdinAck():
                 return StdinAccepted(event.bytes)
             case StdinClosed():
@@ -134,16 +134,22 @@ class RunningCommand:
                 return self.exited
 
     def _exited(self, message: Exited) -> CommandExited:
-        return CommandExited(
-            exit_code=message.exit_code,
-            signal=message.exit_signal,
-            duration=max(0, message.ended_at_ms - message.started_at_ms) / 1000,
-            timed_out=self._timed_out,
-            oom_killed=_oom_kills(self._entry) > self._kills_before,
-            output_incomplete=Flag.OUTPUT_INCOMPLETE in message.flags,
-            cpu_time=(message.user_time_us + message.system_time_us) / 1e6,
-            max_rss=message.max_rss_kb * 1024,
-        )
+        oom_killed = oom_kills(self._entry) > self._kills_before
+        return command_exited(message, timed_out=self._timed_out, oom_killed=oom_killed)
+
+
+def command_exited(message: Exited, *, timed_out: bool, oom_killed: bool) -> CommandExited:
+    """A command's end as sandbox-init tells it, in the service's words."""
+    return CommandExited(
+        exit_code=message.exit_code,
+        signal=message.exit_signal,
+        duration=max(0, message.ended_at_ms - message.started_at_ms) / 1000,
+        timed_out=timed_out,
+        oom_killed=oom_killed,
+        output_incomplete=Flag.OUTPUT_INCOMPLETE in message.flags,
+        cpu_time=(message.user_time_us + message.system_time_us) / 1e6,
+        max_rss=message.max_rss_kb * 1024,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -154,15 +160,15 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
     is killed. Raises: Conflict, InvalidRequest, Unprocessable, SandboxLost.
     """
     running = entry.require_running()
-    request = _spawn_request(entry, spec)
+    request = spawn_request(entry, spec)
     async with contextlib.AsyncExitStack() as stack:
         with init_errors(entry):
-            attachment = await _spawn(stack, running.init, request, shell=spec.shell)
+            attachment = await spawn(stack, running.init, request, shell=spec.shell)
         started = CommandStarted(attachment.command, attachment.pid or 0)
         command = RunningCommand(entry, running.init, attachment, started)
         if spec.timeout is not None:
             deadline = trio.current_time() + spec.timeout
-            await stack.enter_async_context(_beside(command.kill_at, deadline))
+            await stack.enter_async_context(beside(command.kill_at, deadline))
         try:
             yield command
         finally:
@@ -173,7 +179,7 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
 
 
 @contextlib.asynccontextmanager
-async def _beside(task: Callable[..., Awaitable[None]], *arguments: object) -> AsyncIterator[None]:
+async def beside(task: Callable[..., Awaitable[None]], *arguments: object) -> AsyncIterator[None]:
     """Run a task beside the block, at most as long as that; a domain error comes out as itself."""
     with ungrouped():
         async with trio.open_nursery() as nursery:
@@ -188,7 +194,7 @@ async def run_to_end(entry: Entry, spec: CommandSpec, *, stdin: bytes, max_outpu
     truncated = False
     async with attached_command(entry, spec) as command, contextlib.AsyncExitStack() as stack:
         if spec.stdin:
-            await stack.enter_async_context(_beside(feed, command, stdin))
+            await stack.enter_async_context(beside(feed, command, stdin))
         while not isinstance(event := await command.receive(), CommandExited):
             if isinstance(event, OutputChunk):
                 buffer = collected[event.stream]
@@ -209,7 +215,7 @@ async def feed(command: RunningCommand, data: bytes) -> None:
     await command.close_stdin()
 
 
-async def _spawn(
+async def spawn(
     stack: contextlib.AsyncExitStack, init: InitClient, request: SpawnRequest, *, shell: bool
 ) -> Attachment:
     """Start it; for a shell command, with the first shell that the image has."""
@@ -230,7 +236,8 @@ async def _kill_unheard(command: RunningCommand) -> None:
         await command.kill()
 
 
-def _spawn_request(entry: Entry, spec: CommandSpec) -> SpawnRequest:
+def spawn_request(entry: Entry, spec: CommandSpec, *, label: bytes = b"", ring_size: int = RING_SIZE) -> SpawnRequest:
+    """A command in sandbox-init's terms, with what the sandbox gives to all its commands."""
     sandbox, terminal = entry.sandbox.spec, spec.terminal
     return SpawnRequest(
         argv=spec.argv,
@@ -239,7 +246,8 @@ def _spawn_request(entry: Entry, spec: CommandSpec) -> SpawnRequest:
         user=spec.user or sandbox.user,
         stdin=StdinMode.PIPE if spec.stdin or terminal else StdinMode.NULL,
         terminal=terminal,
-        ring_size=RING_SIZE,
+        ring_size=ring_size,
+        label=label,
     )
 
 
@@ -273,7 +281,8 @@ def _refused(error: InitError) -> SandboxdError:
     return found(error.message, kind=kind, errno=error.errno)
 
 
-def _oom_kills(entry: Entry) -> int:
+def oom_kills(entry: Entry) -> int:
+    """How many processes of the sandbox the kernel has killed for memory, as far as it counts them."""
     cgroup = entry.running.cgroup if entry.running else None
     if cgroup is None:
         return 0

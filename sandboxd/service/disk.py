@@ -1,6 +1,7 @@
 """The files of sandboxes on the host: what is made for one, and how it is thrown away.
 
     <state>/sandboxes/<id>/upper   what the sandbox wrote; `work` beside it belongs to overlayfs
+    <state>/sandboxes/<id>/commands/<command>/   a background command's output (command_log.py)
     <state>/trash/<id>             on its way out: renamed first, which is instant, and removed by a thread later
     <runtime>/sandboxes/<id>/      sandbox-init's socket
 
@@ -22,6 +23,10 @@ from sandboxd.kernel.overlay import UPPER, WORK
 class SandboxDirectories:
     writable: Path
     runtime: Path
+
+    @property
+    def commands(self) -> Path:
+        return self.writable / "commands"
 
 
 class Disk:

@@ -12,6 +12,7 @@ from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service import commands
+from sandboxd.service.background import BackgroundCommands
 from sandboxd.service.entry import Host
 from sandboxd.service.events import EventLog
 from sandboxd.service.images import ImageStore
@@ -56,6 +57,7 @@ class Service:
         *,
         config: Config,
         sandboxes: Sandboxes,
+        background: BackgroundCommands,
         events: EventLog,
         keys: Keys,
         images: ImageStore,
@@ -63,6 +65,7 @@ class Service:
     ) -> None:
         self.config = config
         self.sandboxes = sandboxes
+        self.background = background
         self.events = events
         self.keys = keys
         self.images = images
@@ -168,6 +171,9 @@ async def open_service(
             oom=oom,
             find_image=images.get,
         )
+        background = BackgroundCommands(store, host.disk, config.sandbox)
+        await background.load()
+        sandboxes.on_found.append(background.resume)
         await sandboxes.recover()
         for task in (oom.run, sandboxes.purge_discarded, sandboxes.warm_ranges, keys.note_uses):
             nursery.start_soon(task)
@@ -175,6 +181,7 @@ async def open_service(
             yield Service(
                 config=config,
                 sandboxes=sandboxes,
+                background=background,
                 events=events,
                 keys=keys,
                 images=images,

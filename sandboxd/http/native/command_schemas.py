@@ -21,7 +21,7 @@ class TerminalModel(Request):
         return TerminalSize(cols=self.cols, rows=self.rows)
 
 
-class _Command(Request):
+class CommandBody(Request):
     cmd: Argument | None = None
     """a line for the sandbox's shell (bash, or sh where there is none)"""
     argv: Annotated[list[Argument], Field(min_length=1, max_length=10_000)] | None = None
@@ -54,7 +54,7 @@ class _Command(Request):
 Encoding = Literal["utf-8", "base64"]
 
 
-class Shell(_Command):
+class Shell(CommandBody):
     stdin: Annotated[str, StringConstraints(max_length=MAX_STDIN_IN_JSON)] | None = None
     stdin_b64: Annotated[str, StringConstraints(max_length=MAX_STDIN_IN_JSON)] | None = None
     max_output_bytes: Annotated[int, Field(ge=0, le=2**40)] | None = None
@@ -74,7 +74,7 @@ class Shell(_Command):
             raise InvalidRequest(f"cannot decode stdin_b64: {error}") from error
 
 
-class ExecStart(_Command):
+class ExecStart(CommandBody):
     type: Literal["start"]
     stdin: bool = False
     terminal: TerminalModel | None = None
@@ -84,8 +84,7 @@ class ExecResize(TerminalModel):
     type: Literal["resize"]
 
 
-class ExecSignal(Request):
-    type: Literal["signal"]
+class SignalCommand(Request):
     signal: str | int
     scope: Literal["leader", "group", "tree"] = "group"
 
@@ -95,6 +94,10 @@ class ExecSignal(Request):
             return int(signal.Signals(self.signal) if isinstance(self.signal, int) else signal.Signals[self.signal])
         except (KeyError, ValueError):
             raise InvalidRequest(f"cannot send signal {self.signal!r}: use a name like SIGTERM") from None
+
+
+class ExecSignal(SignalCommand):
+    type: Literal["signal"]
 
 
 class ExecPlain(Request):

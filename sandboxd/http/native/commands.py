@@ -32,7 +32,7 @@ from sandboxd.service.commands import RunningCommand, feed
 STDIN_WINDOW = 1024 * 1024
 
 _FRAME_PREFIX = {StreamName.STDOUT: b"\x01", StreamName.STDERR: b"\x02"}
-_SCOPES = {"leader": SignalScope.LEADER, "group": SignalScope.GROUP, "tree": SignalScope.TREE}
+SCOPES = {"leader": SignalScope.LEADER, "group": SignalScope.GROUP, "tree": SignalScope.TREE}
 
 
 async def shell(call: Call, sandbox: str) -> ShellResult:
@@ -194,7 +194,7 @@ class _ExecSession:
             await self._command.resize(validate_message(ExecResize, message).to_domain())
         elif kind == "signal":
             request = validate_message(ExecSignal, message)
-            await self._command.signal(request.number(), _SCOPES[request.scope])
+            await self._command.signal(request.number(), SCOPES[request.scope])
         elif validate_message(ExecPlain, message).type == "kill":
             await self._command.kill()
         else:
