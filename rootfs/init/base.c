@@ -16,6 +16,7 @@
 static void describe(struct failure *failure, int error, const char *kind, const char *format, va_list arguments)
 {
     failure->error = error;
+    failure->has_offset = false;
     snprintf(failure->kind, sizeof failure->kind, "%s", kind);
     vsnprintf(failure->message, sizeof failure->message, format, arguments);
 }

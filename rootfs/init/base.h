@@ -19,6 +19,8 @@ struct failure {
     int error;
     char kind[16];
     char message[512];
+    bool has_offset; /* where to go on instead */
+    uint64_t offset;
 };
 
 /* Fill in `failure`; both return -1.  fail() is for system calls and adds ": <text of error>"; refuse() is for what

@@ -21,6 +21,7 @@ static const uint8_t tag_width[TAG_END] = {
     [TAG_MODE] = 4,         [TAG_DEPTH] = 4,         [TAG_LIMIT] = 4,          [TAG_OFFSET] = 8,
     [TAG_LENGTH] = 8,       [TAG_SIZE] = 8,          [TAG_FILE_TYPE] = 1,      [TAG_UID] = 4,
     [TAG_GID] = 4,          [TAG_MTIME_NS] = 8,      [TAG_PORT] = 2,           [TAG_GRACE_MS] = 4,
+    [TAG_CTIME_NS] = 8,
 };
 
 static const uint64_t repeatable = 1ull << TAG_ARG | 1ull << TAG_ENV | 1ull << TAG_RLIMIT;
@@ -221,6 +222,8 @@ int put_error(struct buffer *buffer, const struct failure *failure)
     put_number(&writer, TAG_ERRNO, (uint32_t)failure->error);
     put_string(&writer, TAG_KIND, failure->kind);
     put_string(&writer, TAG_MESSAGE, failure->message);
+    if (failure->has_offset)
+        put_number(&writer, TAG_OFFSET, failure->offset);
     return frame_end(&writer);
 }
 

@@ -156,6 +156,7 @@ static void sudo(struct connection *connection, const struct request *request)
 #define SPAWN_TAGS TAG_ARG, TAG_ENV, TAG_CWD, TAG_USER, TAG_STDIN_MODE, TAG_COLS, TAG_ROWS, TAG_RLIMIT, TAG_RING_SIZE, \
                    TAG_FLAGS, TAG_LINGER_MS, TAG_LABEL
 #define ATTACH_TAGS TAG_COMMAND, TAG_STDOUT_FROM, TAG_STDERR_FROM, TAG_FLAGS
+#define FILE_TAGS TAG_USER, TAG_CWD
 #define NEEDS(...) .required = (const uint8_t[]){__VA_ARGS__, 0}
 #define TAKES(...) .optional = (const uint8_t[]){__VA_ARGS__, 0}
 
@@ -178,20 +179,22 @@ static const struct operation {
     {.type = OP_RELEASE, .start = release, NEEDS(TAG_COMMAND)},
     {.type = OP_CONNECT, .start = relay_start, TAKES(TAG_PORT, TAG_PATH)},
     {.type = OP_SHUTDOWN, .start = shutdown_start, TAKES(TAG_GRACE_MS)},
-    {.type = OP_STAT, .work = file_stat, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS)},
-    {.type = OP_LIST_DIR, .work = file_list, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_DEPTH, TAG_LIMIT)},
-    {.type = OP_READ_FILE, .work = file_read, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_OFFSET, TAG_LENGTH)},
+    {.type = OP_STAT, .work = file_stat, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_LIST_DIR, .work = file_list, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_DEPTH, TAG_LIMIT, TAG_AFTER)},
+    {.type = OP_READ_FILE, .work = file_read, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OFFSET, TAG_LENGTH)},
     {.type = OP_WRITE_FILE, .work = file_write, NEEDS(TAG_PATH),
-     TAKES(TAG_USER, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_OFFSET, TAG_FLAGS)},
-    {.type = OP_MKDIR, .work = file_mkdir, NEEDS(TAG_PATH),
-     TAKES(TAG_USER, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
-    {.type = OP_REMOVE, .work = file_remove, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS)},
-    {.type = OP_RENAME, .work = file_rename, NEEDS(TAG_PATH, TAG_TARGET), TAKES(TAG_USER, TAG_FLAGS)},
-    {.type = OP_SYMLINK, .work = file_symlink, NEEDS(TAG_PATH, TAG_TARGET), TAKES(TAG_USER)},
-    {.type = OP_CHMOD, .work = file_chmod, NEEDS(TAG_PATH, TAG_MODE), TAKES(TAG_USER)},
-    {.type = OP_CHOWN, .work = file_chown, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+     TAKES(FILE_TAGS, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_OFFSET, TAG_FLAGS)},
+    {.type = OP_MKDIR, .work = file_mkdir, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+    {.type = OP_REMOVE, .work = file_remove, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_RENAME, .work = file_rename, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_SYMLINK, .work = file_symlink, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS)},
+    {.type = OP_CHMOD, .work = file_chmod, NEEDS(TAG_PATH, TAG_MODE), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_CHOWN, .work = file_chown, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+    {.type = OP_TRUNCATE, .work = file_truncate, NEEDS(TAG_PATH, TAG_SIZE), TAKES(FILE_TAGS)},
+    {.type = OP_COPY, .work = file_copy, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_PACK, .work = file_pack, NEEDS(TAG_PATH), TAKES(FILE_TAGS)},
+    {.type = OP_UNPACK, .work = file_unpack, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
     {.type = OP_WATCH, .work = watch_run, .stays = true, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS, TAG_ARG)},
-    {.type = OP_TRUNCATE, .work = file_truncate, NEEDS(TAG_PATH, TAG_SIZE), TAKES(TAG_USER)},
 };
 
 /* The only thing that a process of the sandbox may ask for. */

@@ -33,7 +33,10 @@
  *     LIST_DIR                 I: ENTRY* END | ERROR
  *     READ_FILE                I: FILE DATA* END | ERROR    an ERROR may also end the DATA
  *     WRITE_FILE               C: DATA* END   I: OK | ERROR  an ERROR may come before END
- *     MKDIR … TRUNCATE         I: OK | ERROR
+ *     MKDIR … COPY             I: OK | ERROR
+ *     PACK                     I: (ENTRY DATA*)* END | ERROR  an ERROR may come in between; after the ENTRY of a
+ *                              regular file come DATA of exactly SIZE bytes
+ *     UNPACK                   C: (PUT DATA*)* END   I: OK | ERROR  an ERROR may come before END
  *     WATCH                    I: ERROR | OK CHANGES* (END | ERROR)     until the client hangs up
  *     CONNECT                  I: OK | ERROR; after OK the connection is the relayed byte stream
  *     SUDO                     like SPAWN with FLAG_ATTACH; on the socket inside the sandbox only, see sudo.c
@@ -68,6 +71,7 @@ enum {
     MAX_WATCHED = 32 * 1024, /* directories of one watch */
     MAX_PATTERNS = 64,
     MAX_PATTERN = 256,
+    MAX_NESTING = 256,
     RLIMIT_SIZE = 20, /* resource u32, soft u64, hard u64 */
 };
 
@@ -99,11 +103,15 @@ enum frame_type {
     OP_CHMOD = 0x28,
     OP_CHOWN = 0x29,
     OP_TRUNCATE = 0x2a,
+    OP_COPY = 0x2b,
+    OP_PACK = 0x2c,
+    OP_UNPACK = 0x2d,
 
     OP_WATCH = 0x30,
 
     OP_DATA = 0x40,
     OP_END = 0x41,
+    OP_PUT = 0x42,
 
     OP_OK = 0x80,
     OP_ERROR = 0x81,
@@ -178,9 +186,12 @@ enum tag {
     TAG_MTIME_NS = 55,
     TAG_PORT = 56,
     TAG_GRACE_MS = 57,
+    TAG_CTIME_NS = 58,
+    TAG_AFTER = 59,
+    TAG_REAL_PATH = 60,
 };
 
-enum { TAG_END = 58 }; /* one past the last tag; the tags of a message are kept in a 64-bit set */
+enum { TAG_END = 61 }; /* one past the last tag; the tags of a message are kept in a 64-bit set */
 
 enum flag {
     FLAG_ATTACH = 0x1,
@@ -201,6 +212,8 @@ enum flag {
     FLAG_TRUNCATED = 0x8000,
     FLAG_STDIN_OPEN = 0x10000,
     FLAG_SURVIVORS = 0x20000, /* descendants of an ended command are still alive */
+    FLAG_RESUME = 0x40000,    /* the file in which an upload is collected piece by piece */
+    FLAG_OWNERS = 0x80000,    /* UID and GID of what is PUT count */
 };
 
 enum stdin_mode { STDIN_NULL = 0, STDIN_PIPE = 1 };
@@ -226,6 +239,7 @@ enum file_type {
     TYPE_SOCKET = 5,
     TYPE_CHARACTER = 6,
     TYPE_BLOCK = 7,
+    TYPE_HARDLINK = 8, /* in archives: another name of TARGET */
 };
 
 #define OFFSET_NOW UINT64_MAX /* STDOUT_FROM, STDERR_FROM: only what is written from here on */

@@ -440,7 +440,7 @@ static int find_root(const struct request *request, struct failure *failure)
 {
     char path[MAX_PATH + 1];
     struct stat status;
-    if (get_path(request, TAG_PATH, path, failure) < 0)
+    if (get_path(worker, request, TAG_PATH, path, failure) < 0)
         return -1;
     if (realpath(path, watcher.root) == NULL || lstat(watcher.root, &status) < 0)
         return fail(failure, errno, "file", "cannot watch \"%.300s\"", path);

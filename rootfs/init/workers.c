@@ -7,13 +7,14 @@
 #include "users.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_WORKERS = 64, MAX_WATCHES = 128, SEND_AT = 32 * 1024 };
+enum { MAX_WORKERS = 64, MAX_WATCHES = 128, SEND_AT = 32 * 1024, RECEIVE_SIZE = 64 * 1024 };
 
 void (*worker_on_hangup)(void);
 
@@ -42,13 +43,14 @@ void worker_send(struct worker *worker)
         worker_flush(worker);
 }
 
-void worker_receive(struct worker *worker, struct frame *frame)
+void worker_receive(struct worker *worker, struct frame *frame, uint8_t also)
 {
     struct buffer *in = &worker->in;
     size_t missing;
     int found;
     while ((found = frame_peek(in, frame, &missing)) == 0) {
-        if (buffer_reserve(in, missing) < 0)
+        /* Many small frames come with one system call. */
+        if (buffer_reserve(in, missing < RECEIVE_SIZE ? RECEIVE_SIZE : missing) < 0)
             hang_up();
         ssize_t n = recv(worker->fd, in->data + in->end, in->size - in->end, 0);
         if (n == 0 || (n < 0 && errno != EINTR))
@@ -56,10 +58,17 @@ void worker_receive(struct worker *worker, struct frame *frame)
         if (n > 0)
             in->end += (size_t)n;
     }
-    if (found < 0 || (frame->type != OP_DATA && frame->type != OP_END))
+    if (found < 0 || (frame->type != OP_DATA && frame->type != OP_END && (also == 0 || frame->type != also)))
         hang_up();
     /* The bytes stay where they are until the next call makes room. */
     in->start += HEADER_SIZE + frame->length;
+}
+
+void worker_check(struct worker *worker)
+{
+    uint8_t byte;
+    if (recv(worker->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+        hang_up();
 }
 
 int worker_ok(struct worker *worker)
@@ -74,7 +83,7 @@ int worker_ok_with(struct worker *worker, enum tag tag, uint64_t value)
     return frame_end(&writer);
 }
 
-static int change_user(const struct request *request, struct failure *failure)
+static int change_user(struct worker *worker, const struct request *request, struct failure *failure)
 {
     char name[MAX_NAME];
     struct user user;
@@ -83,7 +92,21 @@ static int change_user(const struct request *request, struct failure *failure)
         return 0;
     if (bytes_to_string(request->bytes[TAG_USER], name, sizeof name) < 0)
         return refuse(failure, EINVAL, "user", "cannot use this user: the name is too long or holds a NUL byte");
-    return user_lookup(name, &user, failure) < 0 ? -1 : user_become(&user, failure);
+    if (user_lookup(name, &user, failure) < 0)
+        return -1;
+    snprintf(worker->directory, sizeof worker->directory, "%s", user.home);
+    return user_become(&user, failure);
+}
+
+static int choose_directory(struct worker *worker, const struct request *request, struct failure *failure)
+{
+    if (!has(request, TAG_CWD) || request->bytes[TAG_CWD].length == 0)
+        return 0;
+    if (bytes_to_string(request->bytes[TAG_CWD], worker->directory, sizeof worker->directory) < 0 ||
+        worker->directory[0] != '/')
+        return refuse(failure, EINVAL, "cwd", "cannot use this working directory: it must be absolute, without NUL, "
+                                              "and of at most %d bytes", MAX_PATH);
+    return 0;
 }
 
 _Noreturn static void run_worker(struct connection *connection, const struct request *request,
@@ -97,7 +120,8 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     set_nonblocking(worker.fd, false);
 
     struct failure failure = {0};
-    if (change_user(request, &failure) < 0 || run(&worker, request, &failure) < 0)
+    if (change_user(&worker, request, &failure) < 0 || choose_directory(&worker, request, &failure) < 0 ||
+        run(&worker, request, &failure) < 0)
         put_error(&worker.out, &failure);
     worker_flush(&worker);
     _exit(0);

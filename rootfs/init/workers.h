@@ -10,6 +10,7 @@
 /* The worker's side of a connection. */
 struct worker {
     int fd;
+    char directory[MAX_PATH + 1]; /* what relative paths begin at: the CWD of the request, or its USER's home */
     struct buffer in; /* what had arrived with the request */
     struct buffer out;
 };
@@ -25,8 +26,10 @@ void worker_start(struct connection *, const struct request *, bool stays,
 void worker_send(struct worker *);
 void worker_flush(struct worker *);
 extern void (*worker_on_hangup)(void);
-/* Receive one frame; it is valid until the next call.  Only DATA and END can come. */
-void worker_receive(struct worker *, struct frame *);
+/* Receive one frame; it is valid until the next call.  Only DATA, END and `also` (or 0) can come. */
+void worker_receive(struct worker *, struct frame *, uint8_t also);
+/* End here if the client is gone, for what neither sends nor receives for long. */
+void worker_check(struct worker *);
 /* Queue OK with an optional number; 0. */
 int worker_ok(struct worker *);
 int worker_ok_with(struct worker *, enum tag, uint64_t);

@@ -44,6 +44,8 @@ class Route:
     summary: str
     body: type[BaseModel] | None = None
     optional_body: bool = False
+    max_body_bytes: int = 0
+    """where a body may be longer than the configuration lets others be"""
     query: type[BaseModel] | None = None
     response: type[BaseModel] | None = None
     status: int = 200
@@ -93,7 +95,7 @@ def _query(route: Route) -> BaseModel | None:
 async def _body(route: Route, service: Service) -> BaseModel | None:
     if route.body is None:
         return None
-    data = await read_body(limit=service.config.http.max_body_bytes)
+    data = await read_body(limit=max(service.config.http.max_body_bytes, route.max_body_bytes))
     if not data and route.optional_body:
         data = b"{}"
     model = route.body

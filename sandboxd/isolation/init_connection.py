@@ -19,13 +19,17 @@ _M = TypeVar("_M", bound=Message)
 
 
 class InitError(Exception):
-    """init could not do what was asked. `kind` names what was at fault; `errno` is 0 when no system call failed."""
+    """init could not do what was asked. `kind` names what was at fault; `errno` is 0 when no system call failed.
 
-    def __init__(self, errno: int, kind: str, message: str) -> None:
+    `offset` is where an upload goes on, when it was that.
+    """
+
+    def __init__(self, errno: int, kind: str, message: str, offset: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
         self.kind = kind
         self.message = message
+        self.offset = offset
 
 
 class InitGone(Exception):
@@ -90,7 +94,7 @@ class Connection:
 
 def error_of(frame: Frame) -> InitError:
     failed = Failed.decode(frame.payload)
-    return InitError(failed.errno, failed.kind, failed.message)
+    return InitError(failed.errno, failed.kind, failed.message, failed.offset)
 
 
 @contextmanager

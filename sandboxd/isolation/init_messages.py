@@ -175,6 +175,9 @@ _CODECS: Final[Mapping[Tag, _Codec]] = {
     Tag.MTIME_NS: _number(8, signed=True),
     Tag.PORT: _U16,
     Tag.GRACE_MS: _U32,
+    Tag.CTIME_NS: _number(8, signed=True),
+    Tag.AFTER: _NAME,
+    Tag.REAL_PATH: _NAME,
 }
 
 
@@ -225,12 +228,16 @@ class Done(Message):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Message):
-    """ERROR: `errno` is 0 when no system call failed; `kind` names what was at fault, e.g. "cwd"."""
+    """ERROR: `errno` is 0 when no system call failed; `kind` names what was at fault, e.g. "cwd".
+
+    `offset` is where to go on instead.
+    """
 
     OP: ClassVar = Op.ERROR
     errno: int
     kind: str
     message: str
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +323,11 @@ class Listed(Message):
 
 @dataclass(frozen=True, slots=True)
 class Entry(Message):
-    """A file: `path` as asked for, or relative to the directory listed. Owner and group are "" when nameless."""
+    """A file: `path` made absolute, or relative to the directory listed. Owner and group are "" when nameless.
+
+    `target` is what a symbolic link says, or another name of the same file in an archive; `real_path` is where the
+    path leads, links resolved ("" when that cannot be told).
+    """
 
     OP: ClassVar = Op.ENTRY
     path: str
@@ -328,7 +339,9 @@ class Entry(Message):
     owner: str
     group: str
     mtime_ns: int
+    ctime_ns: int
     target: str | None = None
+    real_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +351,8 @@ class FileHeader(Message):
     OP: ClassVar = Op.FILE
     size: int
     mode: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,8 +438,8 @@ def encode_fields(op: Op, values: Mapping[Tag, Any]) -> bytes:
 
 
 def check_path(path: str | bytes) -> bytes:
-    """A path as bytes. Raises ValueError unless it is absolute, without NUL, and of at most MAX_PATH bytes."""
+    """A path as bytes. Raises ValueError when it is empty, contains NUL, or is longer than MAX_PATH bytes."""
     data = _to_bytes(path)
-    if not data.startswith(b"/") or len(data) > MAX_PATH:
-        raise ValueError(f"cannot use path {path!r}: it must be absolute and of at most {MAX_PATH} bytes")
+    if not 0 < len(data) <= MAX_PATH:
+        raise ValueError(f"cannot use path {path[:80]!r}: it must have 1 to {MAX_PATH} bytes")
     return data

@@ -38,6 +38,7 @@ RECORD_HEADER_SIZE: Final = 8
 MAX_WATCHED: Final = 32 * 1024
 MAX_PATTERNS: Final = 64
 MAX_PATTERN: Final = 256
+MAX_NESTING: Final = 256
 
 OFFSET_NOW: Final = 2**64 - 1
 """As an offset to attach from: only what is written from here on."""
@@ -79,9 +80,13 @@ class Op(IntEnum):
     CHMOD = 0x28
     CHOWN = 0x29
     TRUNCATE = 0x2A
+    COPY = 0x2B
+    PACK = 0x2C
+    UNPACK = 0x2D
     WATCH = 0x30
     DATA = 0x40
     END = 0x41
+    PUT = 0x42
     OK = 0x80
     ERROR = 0x81
     WELCOME = 0x82
@@ -157,6 +162,9 @@ class Tag(IntEnum):
     MTIME_NS = 55
     PORT = 56
     GRACE_MS = 57
+    CTIME_NS = 58
+    AFTER = 59
+    REAL_PATH = 60
 
 
 class Flag(IntFlag, boundary=STRICT):
@@ -180,6 +188,8 @@ class Flag(IntFlag, boundary=STRICT):
     TRUNCATED = 0x8000
     STDIN_OPEN = 0x10000
     SURVIVORS = 0x20000
+    RESUME = 0x40000
+    OWNERS = 0x80000
 
 
 class StdinMode(IntEnum):
@@ -218,6 +228,7 @@ class FileType(IntEnum):
     SOCKET = 5
     CHARACTER = 6
     BLOCK = 7
+    HARDLINK = 8
 
 
 class ChangeKind(IntEnum):

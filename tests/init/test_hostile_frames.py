@@ -18,10 +18,11 @@ import trio
 import trio.testing
 
 from sandboxd.isolation import wire
+from sandboxd.isolation.init_archives import PutEntry
 from sandboxd.isolation.init_client import InitError, SpawnRequest, TerminalSize
 from sandboxd.isolation.init_connection import connect, connect_nowait
 from sandboxd.isolation.init_messages import ResourceLimit, encode_fields
-from sandboxd.isolation.wire import MAX_DATA, MAX_PAYLOAD, Op, Scope, StdinMode, Tag, encode_frame
+from sandboxd.isolation.wire import MAX_DATA, MAX_PAYLOAD, FileType, Flag, Op, Scope, StdinMode, Tag, encode_frame
 from tests.init.harness import SOURCES, RunningInit, ordinary_init, shell
 
 FUZZ_SECONDS = 10
@@ -72,6 +73,19 @@ def corpus(directory: Path) -> list[bytes]:
         + encode_frame(Op.DATA, b"data")
         + encode_frame(Op.END),
         encode_fields(Op.WATCH, {Tag.PATH: str(directory), Tag.FLAGS: 0x2000, Tag.ARG: ["*.o", "a/*"]}),
+        encode_fields(Op.WRITE_FILE, {Tag.PATH: place, Tag.OFFSET: 0, Tag.FLAGS: Flag.RESUME | Flag.ATOMIC})
+        + encode_frame(Op.DATA, b"data")
+        + encode_frame(Op.END),
+        # What changes or copies whole trees is left to test_files.py: a path cut short must not mean all of /tmp.
+        encode_fields(Op.COPY, {Tag.PATH: "/etc/passwd", Tag.TARGET: place}),
+        encode_fields(Op.PACK, {Tag.PATH: "/etc/default"}),
+        encode_fields(Op.UNPACK, {Tag.PATH: place + "-tree", Tag.FLAGS: Flag.PARENTS})
+        + PutEntry(path=b"d", file_type=FileType.DIRECTORY, mode=0o755, mtime_ns=1).encode()
+        + PutEntry(path=b"d/f", file_type=FileType.REGULAR, mode=0o644, mtime_ns=-1).encode()
+        + encode_frame(Op.DATA, b"data")
+        + PutEntry(path=b"l", file_type=FileType.SYMLINK, mode=0o777, mtime_ns=0, target=b"d").encode()
+        + PutEntry(path=b"h", file_type=FileType.HARDLINK, mode=0, mtime_ns=0, target=b"d/f").encode()
+        + encode_frame(Op.END),
         encode_frame(Op.SUDO, b""),
     ]
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from sandboxd.isolation.init_client import InitError, SpawnRequest
+from sandboxd.isolation.init_files import WriteOptions
 from sandboxd.isolation.wire import FileType
 from tests.init.harness import Content, Etc, RunningInit, pid1_init, run, shell
 
@@ -109,7 +110,7 @@ class TestHostileDatabases:
 
 class TestFiles:
     async def test_they_are_touched_as_the_user(self, box: RunningInit) -> None:
-        await box.client.write_file("/mnt/home/mine", Content(b"x"), user="user", mode=0o600)
+        await box.client.write_file("/mnt/home/mine", Content(b"x"), user="user", options=WriteOptions(mode=0o600))
         entry = await box.client.stat("/mnt/home/mine", user="user")
         assert (entry.uid, entry.gid, entry.owner, entry.group) == (1000, 1000, "user", "user")
         attempts = (
@@ -126,7 +127,9 @@ class TestFiles:
 
     async def test_root_may_give_what_it_makes_away(self, box: RunningInit) -> None:
         await box.client.write_file(
-            "/mnt/tmp/a/b/file", Content(b"x"), parents=True, owner="user", group="extra", atomic=True
+            "/mnt/tmp/a/b/file",
+            Content(b"x"),
+            options=WriteOptions(parents=True, owner="user", group="extra", atomic=True),
         )
         for path in ("/mnt/tmp/a", "/mnt/tmp/a/b", "/mnt/tmp/a/b/file"):
             entry = await box.client.stat(path)
@@ -136,8 +139,10 @@ class TestFiles:
         assert (entry.uid, entry.gid, entry.owner, entry.group) == (1001, 7, "plain", "")
 
     async def test_atomic_replacement_keeps_owner_and_mode(self, box: RunningInit) -> None:
-        await box.client.write_file("/mnt/tmp/file", Content(b"x"), owner="user", group="user", mode=0o640)
-        await box.client.write_file("/mnt/tmp/file", Content(b"y"), atomic=True)
+        await box.client.write_file(
+            "/mnt/tmp/file", Content(b"x"), options=WriteOptions(owner="user", group="user", mode=0o640)
+        )
+        await box.client.write_file("/mnt/tmp/file", Content(b"y"), options=WriteOptions(atomic=True))
         entry = await box.client.stat("/mnt/tmp/file")
         assert (entry.owner, entry.group, entry.mode) == ("user", "user", 0o640)
 

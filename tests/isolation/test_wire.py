@@ -45,14 +45,22 @@ frames = st.lists(st.builds(Frame, st.sampled_from(Op), st.binary(max_size=300))
 names = st.binary(max_size=50).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 prose = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50)
 PROSE = {"kind", "message"}
-BOUNDS = {"pid": 2**22, "mode": 0o7777, "errno": 4095, "uid": 2**32 - 1, "gid": 2**32 - 1, "mtime_ns": 2**63 - 1}
+BOUNDS = {
+    "pid": 2**22,
+    "mode": 0o7777,
+    "errno": 4095,
+    "uid": 2**32 - 1,
+    "gid": 2**32 - 1,
+    "mtime_ns": 2**63 - 1,
+    "ctime_ns": 2**63 - 1,
+}
 NARROW = {"version", "count"}
 
 
 def values_of(name: str, hint: Any) -> st.SearchStrategy[Any]:
     if hint is int or hint == int | None:
         limit = BOUNDS.get(name, 2**32 - 1 if name in NARROW else 2**64 - 1)
-        numbers = st.integers(-(2**63) if name == "mtime_ns" else 0, limit)
+        numbers = st.integers(-(2**63) if name.endswith("time_ns") else 0, limit)
         return numbers if hint is int else st.none() | numbers
     if hint is str or hint == str | None:
         texts = prose if name in PROSE else names

@@ -1,24 +1,354 @@
-"""Files on the wire."""
+"""Files on the wire.
 
-from typing import Annotated
+A path is text, absolute or relative to the sandbox's working directory. One that is not UTF-8 is given as base64 of
+its bytes instead (`path_b64`; both alphabets are taken), and given back so beside a `path` with U+FFFD in it.
+"""
 
-from pydantic import StringConstraints
+import base64
+import binascii
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
 
-from sandboxd.http.native.fields import Path, Request, Response, UserName
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from sandboxd.errors import InvalidRequest, TooLarge
+from sandboxd.http.native.fields import Request, Response, UserName
+from sandboxd.service.file_values import FileInfo, FileKind, Listing
+from sandboxd.service.files import MAX_WHOLE_FILE
+
+MAX_PATH_BYTES = 4095
+DEFAULT_PAGE = 5000
+MAX_PAGE = 10_000
+# The longest JSON body that carries a whole file: as base64, with some room for the rest.
+MAX_FILE_BODY = MAX_WHOLE_FILE // 3 * 4 + 64 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
 
 
-class FileQuery(Request):
-    path: Path
+def decode_base64(text: str) -> bytes:
+    """Raises: ValueError."""
+    return binascii.a2b_base64(text.translate(_STANDARD_ALPHABET), strict_mode=True)
+
+
+def _path(text: str) -> str:
+    _check(text.encode())
+    return text
+
+
+def _encoded_path(text: str) -> str:
+    _check(decode_base64(text))
+    return text
+
+
+def _check(path: bytes) -> None:
+    if b"\0" in path:
+        raise ValueError("it contains a NUL character")
+    if not 0 < len(path) <= MAX_PATH_BYTES:
+        raise ValueError(f"it must have 1 to {MAX_PATH_BYTES} bytes")
+
+
+Path = Annotated[str, StringConstraints(max_length=MAX_PATH_BYTES), AfterValidator(_path)]
+PathBase64 = Annotated[str, StringConstraints(max_length=6000), AfterValidator(_encoded_path)]
+Mode = Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3,4}$")]
+OnlyIfGiven = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
+Offset = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def show(path: bytes) -> str:
+    return path.decode("utf-8", "replace")
+
+
+def exact(path: bytes) -> str | None:
+    """Its base64, where text does not say it."""
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(path).decode()
+    return None
+
+
+# -- requests -----------------------------------------------------------------------------------------------------
+
+
+class _ByUser(Request):
     user: UserName = ""
+    """who does it; by default the sandbox's user"""
+
+
+class FileQuery(_ByUser):
+    path: Path | None = None
+    path_b64: PathBase64 | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (self.path_b64 is None):
+            raise ValueError("give either path or path_b64")
+        return self
+
+    @property
+    def place(self) -> bytes:
+        return decode_base64(self.path_b64) if self.path_b64 is not None else (self.path or "").encode()
+
+
+class _WithTarget(FileQuery):
+    target: Path | None = None
+    target_b64: PathBase64 | None = None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.target is None) == (self.target_b64 is None):
+            raise ValueError("give either target or target_b64")
+        return self
+
+    @property
+    def target_place(self) -> bytes:
+        return decode_base64(self.target_b64) if self.target_b64 is not None else (self.target or "").encode()
+
+
+class ListFiles(_ByUser):
+    path: Path = "."
+    path_b64: PathBase64 | None = None
+    depth: Annotated[int, Field(ge=1, le=64)] = 1
+    """how many levels below the directory"""
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE
+    cursor: PathBase64 | None = None
+    """`next_cursor` of the page before"""
+
+    @property
+    def place(self) -> bytes:
+        return self.path.encode() if self.path_b64 is None else decode_base64(self.path_b64)
+
+    @property
+    def after(self) -> bytes:
+        return decode_base64(self.cursor) if self.cursor else b""
+
+
+class StatFile(FileQuery):
+    follow: bool = True
+    """tell of what a symbolic link leads to, not of the link"""
+
+
+class ReadFile(FileQuery):
+    offset: Offset = 0
+    length: Annotated[int, Field(ge=0, le=MAX_WHOLE_FILE)] | None = None
+
+
+class ReadText(ReadFile):
+    invalid: Literal["error", "replace"] = "error"
+    """what to do with bytes that are not UTF-8: refuse (422), or put U+FFFD for them"""
+
+
+class _WriteFile(FileQuery):
+    mode: Mode | None = None
+    """permission bits, octal; by default those it has, 0644 for a new file"""
+    parents: bool = True
+    """make missing directories on the way"""
+    append: bool = False
+    """add to the file in place, instead of replacing it as one step"""
+    overwrite: bool = True
+    """false: 409 when it exists"""
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.append and not self.overwrite:
+            raise ValueError("append and overwrite: false exclude each other")
+        return self
+
+
+class WriteText(_WriteFile):
+    content: str
+
+    def data(self) -> bytes:
+        """Raises: TooLarge."""
+        return _bounded(self.content.encode())
+
+
+class WriteBytes(_WriteFile):
+    content_b64: str
+
+    def data(self) -> bytes:
+        """Raises: InvalidRequest, TooLarge."""
+        try:
+            return _bounded(decode_base64(self.content_b64))
+        except ValueError as error:
+            raise InvalidRequest(f"cannot decode content_b64: {error}") from error
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_WHOLE_FILE:
+        raise TooLarge(
+            f"cannot write {len(data)} bytes in one piece: the most is {MAX_WHOLE_FILE}; upload the file instead "
+            "(PUT …/files)",
+            kind="file_too_large",
+            limit=MAX_WHOLE_FILE,
+        )
+    return data
+
+
+class MakeDirectory(FileQuery):
+    mode: Mode = "0755"
+    parents: bool = True
+    """make missing directories on the way, and take one that exists for made"""
+
+
+class RemoveFile(FileQuery):
+    recursive: bool = False
+    """a directory with all that is in it"""
+
+
+class MoveFile(_WithTarget):
+    """`target` is the new name, not a directory to move into."""
+
+    overwrite: bool = True
+    parents: bool = False
+
+
+class CopyFile(MoveFile):
+    """`target` is the name of the copy, not a directory to copy into."""
+
+    recursive: bool = True
+
+
+class MakeSymlink(_WithTarget):
+    """`path` is the link, `target` what it says."""
+
+
+class ChangeMode(FileQuery):
+    mode: Mode
+    recursive: bool = False
+
+
+class ChangeOwner(FileQuery):
+    owner: UserName | None = None
+    group: UserName | None = None
+    recursive: bool = False
+    follow: bool = True
+    """change what a symbolic link leads to, not the link; `recursive` never follows one"""
 
 
 class UploadQuery(FileQuery):
-    mode: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3,4}$")] = "0644"
+    mode: Mode = "0644"
     """permission bits, octal"""
     parents: bool = False
     """make missing directories on the way"""
 
 
-class Uploaded(Response):
+class UploadPartQuery(UploadQuery):
+    offset: Offset
+    """where this piece begins: how much of the upload has come"""
+    complete: bool = False
+    """this is the last piece: the upload becomes the file"""
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+class Located(Response):
     path: str
+    """as asked for"""
+    path_b64: OnlyIfGiven = None
+    """where `path` is not all there is to say"""
+
+    @classmethod
+    def at(cls, path: bytes, **fields: Any) -> Self:
+        return cls.model_construct(None, path=show(path), path_b64=exact(path), **fields)
+
+
+class FileView(Located):
+    name: str
+    type: FileKind
     size: int
+    mode: str
+    """permission bits, octal"""
+    owner: str
+    group: str
+    uid: int
+    gid: int
+    modified_at: datetime
+    changed_at: datetime
+    """its content or its attributes"""
+    target: str | None = None
+    """what a symbolic link says"""
+    target_b64: OnlyIfGiven = None
+    real_path: OnlyIfGiven = None
+    """where the path leads, links resolved"""
+
+    @classmethod
+    def of(cls, info: FileInfo) -> Self:
+        name = info.path.rstrip(b"/").rpartition(b"/")[2] or b"/"
+        return cls.at(
+            info.path,
+            name=show(name),
+            type=info.kind,
+            size=info.size,
+            mode=f"{info.mode:04o}",
+            owner=info.owner,
+            group=info.group,
+            uid=info.uid,
+            gid=info.gid,
+            modified_at=_EPOCH + timedelta(microseconds=info.mtime_ns // 1000),
+            changed_at=_EPOCH + timedelta(microseconds=info.ctime_ns // 1000),
+            target=None if info.target is None else show(info.target),
+            target_b64=None if info.target is None else exact(info.target),
+            real_path=None if info.real_path is None else show(info.real_path),
+        )
+
+
+class FileList(Located):
+    entries: list[FileView]
+    """depth first, in the order of their names' bytes; `path` is relative to the directory"""
+    next_cursor: str | None = None
+    """there is more: ask again with it as `cursor`"""
+
+    @classmethod
+    def of(cls, path: bytes, listing: Listing) -> Self:
+        return cls.at(
+            path,
+            entries=[FileView.of(info) for info in listing.entries],
+            next_cursor=None if listing.next_after is None else base64.b64encode(listing.next_after).decode(),
+        )
+
+
+class Exists(Located):
+    exists: bool
+    type: FileKind | None = None
+
+
+class FileText(Located):
+    content: str
+    size: int
+
+
+class FileBytes(Located):
+    content_b64: str
+    size: int
+
+
+class Written(Located):
+    size: int
+    """bytes written"""
+
+
+class Changed(Located):
+    count: int
+    """how many things were made, removed or changed"""
+
+
+class Moved(Located):
+    target: str
+    target_b64: OnlyIfGiven = None
+
+    @classmethod
+    def between(cls, path: bytes, target: bytes, **fields: Any) -> Self:
+        return cls.at(path, target=show(target), target_b64=exact(target), **fields)
+
+
+class CopiedFiles(Moved):
+    entries: int
+    bytes: int
+
+
+class UploadState(Located):
+    offset: int
+    """how much of the upload has come: where the next piece begins"""
+    complete: bool = False

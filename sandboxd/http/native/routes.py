@@ -1,6 +1,6 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
-from sandboxd.http.native import background, commands, daemon, events, files, images, keys, log, openapi, sandboxes
+from sandboxd.http.native import background, commands, daemon, events, images, keys, log, openapi, sandboxes
 from sandboxd.http.native.background_schemas import (
     CommandList,
     CommandView,
@@ -26,7 +26,7 @@ from sandboxd.http.native.daemon_schemas import (
     KeyList,
     KeyRevoked,
 )
-from sandboxd.http.native.file_schemas import FileQuery, Uploaded, UploadQuery
+from sandboxd.http.native.file_routes import FILE_ROUTES
 from sandboxd.http.native.log_schemas import LogList, LogQuery
 from sandboxd.http.native.sandbox_schemas import (
     CreateSandbox,
@@ -106,11 +106,7 @@ API = (
     Route(method="POST", path=f"{COMMAND}/kill", handler=background.kill, scope=WRITE,
           response=CommandView, summary="Kill it and everything it started"),
 
-    Route(method="PUT", path=f"{SANDBOX}/files", handler=files.upload, scope=WRITE,
-          query=UploadQuery, response=Uploaded, streams="upload",
-          summary="Write a file of any size, atomically"),
-    Route(method="GET", path=f"{SANDBOX}/files", handler=files.download, scope=READ,
-          query=FileQuery, streams="download", summary="Read a file"),
+    *FILE_ROUTES,
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
           query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),

@@ -1,0 +1,86 @@
+"""The routes of files: a part of the table in routes.py, which would not fit one screen otherwise."""
+
+from sandboxd.http.native import files, fs
+from sandboxd.http.native.file_schemas import (
+    MAX_FILE_BODY,
+    Changed,
+    ChangeMode,
+    ChangeOwner,
+    CopiedFiles,
+    CopyFile,
+    Exists,
+    FileBytes,
+    FileList,
+    FileQuery,
+    FileText,
+    FileView,
+    ListFiles,
+    Located,
+    MakeDirectory,
+    MakeSymlink,
+    Moved,
+    MoveFile,
+    ReadFile,
+    ReadText,
+    RemoveFile,
+    StatFile,
+    UploadPartQuery,
+    UploadQuery,
+    UploadState,
+    WriteBytes,
+    WriteText,
+    Written,
+)
+from sandboxd.http.routes import Route
+from sandboxd.model import Scope
+
+READ, WRITE = Scope.READ, Scope.WRITE
+FILES = "/v1/sandboxes/<sandbox>/files"
+FS = "/v1/sandboxes/<sandbox>/fs"
+
+# fmt: off
+FILE_ROUTES = (
+    Route(method="PUT", path=FILES, handler=files.upload, scope=WRITE,
+          query=UploadQuery, response=Written, streams="upload",
+          summary="Write a file of any size, atomically; Content-Encoding: gzip is undone"),
+    Route(method="GET", path=FILES, handler=files.download, scope=READ,
+          query=FileQuery, streams="download",
+          summary="Read a file: Range, If-Range, If-None-Match; compressed where Accept-Encoding is gzip alone"),
+    Route(method="PATCH", path=f"{FILES}/upload", handler=files.upload_part, scope=WRITE,
+          query=UploadPartQuery, response=UploadState, streams="upload",
+          summary="Write a file in pieces: add one at an offset, 409 with the right offset when it is another"),
+    Route(method="GET", path=f"{FILES}/upload", handler=files.upload_state, scope=READ,
+          query=FileQuery, response=UploadState, summary="How much of an upload in pieces has come"),
+    Route(method="DELETE", path=f"{FILES}/upload", handler=files.drop_upload, scope=WRITE,
+          query=FileQuery, response=Located, summary="Give an upload in pieces up"),
+
+    Route(method="POST", path=f"{FS}/list", handler=fs.list_directory, scope=READ, optional_body=True,
+          body=ListFiles, response=FileList, summary="List a directory, in pages"),
+    Route(method="POST", path=f"{FS}/stat", handler=fs.stat, scope=READ,
+          body=StatFile, response=FileView, summary="Look at a file"),
+    Route(method="POST", path=f"{FS}/exists", handler=fs.exists, scope=READ,
+          body=StatFile, response=Exists, summary="Whether there is such a file"),
+    Route(method="POST", path=f"{FS}/read", handler=fs.read, scope=READ,
+          body=ReadText, response=FileText, summary="Read a text of at most 32 MiB"),
+    Route(method="POST", path=f"{FS}/read_bytes", handler=fs.read_bytes, scope=READ,
+          body=ReadFile, response=FileBytes, summary="Read at most 32 MiB, as base64"),
+    Route(method="POST", path=f"{FS}/write", handler=fs.write, scope=WRITE, max_body_bytes=MAX_FILE_BODY,
+          body=WriteText, response=Written, summary="Write a text of at most 32 MiB"),
+    Route(method="POST", path=f"{FS}/write_bytes", handler=fs.write, scope=WRITE, max_body_bytes=MAX_FILE_BODY,
+          body=WriteBytes, response=Written, summary="Write at most 32 MiB, given as base64"),
+    Route(method="POST", path=f"{FS}/mkdir", handler=fs.mkdir, scope=WRITE,
+          body=MakeDirectory, response=Changed, summary="Make a directory"),
+    Route(method="POST", path=f"{FS}/remove", handler=fs.remove, scope=WRITE,
+          body=RemoveFile, response=Changed, summary="Remove a file, a link or a directory"),
+    Route(method="POST", path=f"{FS}/move", handler=fs.move, scope=WRITE,
+          body=MoveFile, response=Moved, summary="Give a file or a directory another name"),
+    Route(method="POST", path=f"{FS}/copy", handler=fs.copy, scope=WRITE,
+          body=CopyFile, response=CopiedFiles, summary="Copy a file or a directory"),
+    Route(method="POST", path=f"{FS}/symlink", handler=fs.symlink, scope=WRITE,
+          body=MakeSymlink, response=Located, summary="Make a symbolic link"),
+    Route(method="POST", path=f"{FS}/chmod", handler=fs.chmod, scope=WRITE,
+          body=ChangeMode, response=Changed, summary="Change permissions"),
+    Route(method="POST", path=f"{FS}/chown", handler=fs.chown, scope=WRITE,
+          body=ChangeOwner, response=Changed, summary="Change owner and group"),
+)
+# fmt: on
