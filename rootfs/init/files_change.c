@@ -73,8 +73,8 @@ int file_rename(struct worker *worker, const struct request *request, struct fai
 
 /* A change of everything in a tree.  Links are not followed: whoever may write there could have us, as root, change
  * any file of the sandbox. */
-struct change {
-    int (*apply)(const struct change *, int at, const char *name);
+struct adjustment {
+    int (*apply)(const struct adjustment *, int at, const char *name);
     mode_t mode;
     struct owner owner;
     struct worker *worker; /* NULL: to be done though the client is gone */
@@ -82,7 +82,7 @@ struct change {
     unsigned count;
 };
 
-static int apply_mode(const struct change *change, int at, const char *name)
+static int apply_mode(const struct adjustment *change, int at, const char *name)
 {
     char link[32];
     struct stat status;
@@ -97,14 +97,14 @@ static int apply_mode(const struct change *change, int at, const char *name)
     return result;
 }
 
-static int apply_owner(const struct change *change, int at, const char *name)
+static int apply_owner(const struct adjustment *change, int at, const char *name)
 {
     return fchownat(at, name, change->owner.uid, change->owner.gid, AT_SYMLINK_NOFOLLOW);
 }
 
-static int change_tree(struct change *, int at, const char *name, unsigned depth);
+static int adjust_tree(struct adjustment *, int at, const char *name, unsigned depth);
 
-static int change_entries(struct change *change, int directory, unsigned depth)
+static int adjust_entries(struct adjustment *change, int directory, unsigned depth)
 {
     struct names names;
     size_t length = change->place.length;
@@ -112,7 +112,7 @@ static int change_entries(struct change *change, int directory, unsigned depth)
     for (size_t i = 0; i < names.count && result == 0; i++) {
         result = place_enter(&change->place, names.items[i]);
         if (result == 0)
-            result = change_tree(change, directory, names.items[i], depth + 1);
+            result = adjust_tree(change, directory, names.items[i], depth + 1);
         if (result == 0)
             place_leave(&change->place, length);
     }
@@ -123,7 +123,7 @@ static int change_entries(struct change *change, int directory, unsigned depth)
 }
 
 /* Change what a name stands for and all in it; -1 with errno set, at the place where it happened. */
-static int change_tree(struct change *change, int at, const char *name, unsigned depth)
+static int adjust_tree(struct adjustment *change, int at, const char *name, unsigned depth)
 {
     struct stat status;
     if (change->worker != NULL)
@@ -141,7 +141,7 @@ static int change_tree(struct change *change, int at, const char *name, unsigned
     int directory = open_directory(at, name, O_NOFOLLOW);
     if (directory < 0 && (change->apply(change, at, name) < 0 || (directory = open_directory(at, name, O_NOFOLLOW)) < 0))
         return -1;
-    int result = change_entries(change, directory, depth) < 0 ? -1 : change->apply(change, at, name);
+    int result = adjust_entries(change, directory, depth) < 0 ? -1 : change->apply(change, at, name);
     int error = errno;
     close(directory);
     errno = error;
@@ -150,15 +150,15 @@ static int change_tree(struct change *change, int at, const char *name, unsigned
 
 void make_removable(int at, const char *name)
 {
-    static struct change change;
-    change = (struct change){.apply = apply_mode, .mode = 0700};
-    change_tree(&change, at, name, 0);
+    static struct adjustment change;
+    change = (struct adjustment){.apply = apply_mode, .mode = 0700};
+    adjust_tree(&change, at, name, 0);
 }
 
-static int change_all(struct change *change, const char *path, const char *what, struct failure *failure)
+static int adjust_all(struct adjustment *change, const char *path, const char *what, struct failure *failure)
 {
     place_enter(&change->place, path);
-    if (change_tree(change, AT_FDCWD, path, 0) < 0)
+    if (adjust_tree(change, AT_FDCWD, path, 0) < 0)
         return fail(failure, errno, "file", "cannot change the %s of \"%.300s\"", what,
                     change->place.path);
     return worker_ok_with(change->worker, TAG_COUNT, change->count);
@@ -171,8 +171,8 @@ int file_chmod(struct worker *worker, const struct request *request, struct fail
     if (get_path(worker, request, TAG_PATH, path, failure) < 0)
         return -1;
     if (has_flag(request, FLAG_RECURSIVE)) {
-        struct change change = {.apply = apply_mode, .mode = mode, .worker = worker};
-        return change_all(&change, path, "mode", failure);
+        struct adjustment change = {.apply = apply_mode, .mode = mode, .worker = worker};
+        return adjust_all(&change, path, "mode", failure);
     }
     if (chmod(path, mode) < 0)
         return fail(failure, errno, "file", "cannot change the mode of \"%.300s\"", path);
@@ -186,8 +186,8 @@ int file_chown(struct worker *worker, const struct request *request, struct fail
     if (get_path(worker, request, TAG_PATH, path, failure) < 0 || get_owner(request, &owner, failure) < 0)
         return -1;
     if (has_flag(request, FLAG_RECURSIVE)) {
-        struct change change = {.apply = apply_owner, .owner = owner, .worker = worker};
-        return change_all(&change, path, "owner", failure);
+        struct adjustment change = {.apply = apply_owner, .owner = owner, .worker = worker};
+        return adjust_all(&change, path, "owner", failure);
     }
     int flags = has_flag(request, FLAG_FOLLOW) ? 0 : AT_SYMLINK_NOFOLLOW;
     if (fchownat(AT_FDCWD, path, owner.uid, owner.gid, flags) < 0)

@@ -436,7 +436,7 @@ static int follow(struct failure *failure)
     return 0;
 }
 
-static int find_root(const struct request *request, struct failure *failure)
+static int find_root(const struct worker *worker, const struct request *request, struct failure *failure)
 {
     char path[MAX_PATH + 1];
     struct stat status;
@@ -456,7 +456,7 @@ int watch_run(struct worker *worker, const struct request *request, struct failu
     prctl(PR_SET_NAME, "watch", 0, 0, 0);
     watcher.report.worker = worker;
     watcher.recursive = has_flag(request, FLAG_RECURSIVE);
-    if (take_patterns(request, failure) < 0 || find_root(request, failure) < 0 || begin(failure) < 0)
+    if (take_patterns(request, failure) < 0 || find_root(worker, request, failure) < 0 || begin(failure) < 0)
         return -1;
     if (watcher.trouble == ENOSPC)
         return refuse(failure, ENOSPC, "watches", "cannot watch \"%.300s\": it holds more than %d directories, or more "

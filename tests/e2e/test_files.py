@@ -49,9 +49,6 @@ def test_text_goes_in_and_comes_out(box: Box) -> None:
     text = "grüße\n\u0000\U0001f600"
     written = fs(box, "write", path="/tmp/a/b/text", content=text)
     assert written == {"path": "/tmp/a/b/text", "size": len(text.encode())}
-        "path": "/tmp/a/b/text",
-        "size": len(text.encode()),
-    }
     assert fs(box, "read", path="/tmp/a/b/text")["content"] == text
     assert box.shell("stat -c '%a %U' /tmp/a /tmp/a/b/text")["stdout"] == "755 user\n644 user\n"
     assert fs(box, "write", path="/tmp/a/b/text", content="")["size"] == 0
