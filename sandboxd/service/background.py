@@ -33,7 +33,7 @@ from sandboxd.model import (
     StreamName,
     TerminalSize,
 )
-from sandboxd.service.command_follower import Command, CommandFollower, kill_tree, machine_id, release
+from sandboxd.service.command_follower import Command, CommandFollower, kill_tree, machine, machine_id, release
 from sandboxd.service.command_log import LogPage, end_of_log, read_log
 from sandboxd.service.commands import init_errors, oom_kills
 from sandboxd.service.disk import Disk
@@ -76,14 +76,16 @@ class BackgroundCommands:
             self._loaded.setdefault(record.sandbox, {})[record.id] = self._command(record)
 
     async def resume(self, entry: Entry) -> None:
-        """A resident of a machine that an earlier daemon started: follow again what runs, settle what does not."""
-        init = entry.require_running().init
+        """A resident of a machine that an earlier daemon started: follow again what runs, settle what does not.
+
+        Of one that is paused, once it goes on.
+        """
         with init_errors(entry):
-            listed = {_label(item): item for item in await init.commands() if item.label}
+            listed = {_label(item): item for item in await machine(entry).init.commands() if item.label}
         book = self._book(entry)
         for command in [command for command in book.values() if not command.record.ended]:
             if (found := listed.get(command.record.id)) is not None:
-                entry.start_resident(self._follower.resume, entry, command, found)
+                entry.begin_resident(self._follower.resume, entry, command, found)
             else:
                 await self._settle_missing(book, command)
         for label, item in listed.items():
@@ -179,7 +181,7 @@ class BackgroundCommands:
     def _is_on(self, entry: Entry, command: Command) -> bool:
         """Its machine runs, and nobody wants it gone."""
         running = entry.running
-        if running is None or entry.stop_reason is not None or running.ended():
+        if running is None or entry.delete_reason is not None or running.ended():
             return False
         return command.record.machine in {"", machine_id(running)}
 

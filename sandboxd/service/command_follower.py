@@ -67,6 +67,13 @@ class Command:
         self.changed = trio.Event()
 
 
+def machine(entry: Entry) -> RunningMachine:
+    """Whatever is done to the sandbox meanwhile: what follows its commands goes on. Raises: SandboxLost."""
+    if entry.running is None:
+        raise SandboxLost(f"cannot go on: the machine of sandbox {entry.sandbox.id} has ended")
+    return entry.running
+
+
 def machine_id(running: RunningMachine) -> str:
     return f"{running.machine.pid}.{running.machine.pid_started}"
 
@@ -99,7 +106,7 @@ class CommandFollower:
     async def _spawn(
         self, stack: contextlib.AsyncExitStack, entry: Entry, command: Command, spec: CommandSpec
     ) -> Attachment:
-        running = entry.require_running()
+        running = machine(entry)
         request = spawn_request(entry, spec, label=command.record.id.encode(), ring_size=DEFAULT_RING)
         began = math.floor(time.time() * 1000) / 1000  # whole milliseconds, as sandbox-init tells the end
         with init_errors(entry):
@@ -110,7 +117,7 @@ class CommandFollower:
 
     async def resume(self, entry: Entry, command: Command, listed: Listed) -> None:
         """Follow a command again that an earlier daemon started: it runs, or ended while nobody looked."""
-        running = entry.require_running()
+        running = machine(entry)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(_leave, command)
             writer = await trio.to_thread.run_sync(self._writer, command, limiter=self._threads)
@@ -238,7 +245,7 @@ async def kill_tree(entry: Entry, number: int) -> None:
     """SIGKILL a command and everything it started; returns when all are dead. Fine if it has ended."""
     with init_errors(entry):
         try:
-            await entry.require_running().init.signal(number, signal.SIGKILL, scope=Scope.TREE)
+            await machine(entry).init.signal(number, signal.SIGKILL, scope=Scope.TREE)
         except InitError as error:
             if error.kind not in {"unknown", "ended"}:
                 raise
@@ -248,7 +255,7 @@ async def release(entry: Entry, number: int) -> None:
     """Let sandbox-init forget an ended command."""
     with init_errors(entry):
         try:
-            await entry.require_running().init.release(number)
+            await machine(entry).init.release(number)
         except InitError as error:
             if error.kind != "unknown":
                 raise

@@ -20,6 +20,7 @@ from sandboxd.service.keys import Keys
 from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.sandboxes import Sandboxes
+from sandboxd.service.terminals import Terminals
 from sandboxd.store import Store
 
 # Which of CgroupTree.limits each limit of ours needs.
@@ -66,6 +67,7 @@ class Service:
         self.config = config
         self.sandboxes = sandboxes
         self.background = background
+        self.terminals = Terminals(background)
         self.events = events
         self.keys = keys
         self.images = images

@@ -105,14 +105,14 @@ class _OutputEncoder:
 # -- interactively ------------------------------------------------------------------------------------------------
 
 
-def _close_for(error: Exception) -> Close:
+def close_for(error: Exception) -> Close:
     if isinstance(error, SandboxdError):
         return Close(4000 + error.status if error.status < 500 else 1011, error.message)
     return Close(1011, "internal error")
 
 
 async def exec_websocket(call: Call, sandbox: str) -> None:
-    async with websocket_session(overflow=Overflow.WAIT, close_for=_close_for) as session:
+    async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
         try:
             start = await _receive_start(session)
             terminal = start.terminal.to_domain() if start.terminal else None
@@ -128,7 +128,7 @@ async def exec_websocket(call: Call, sandbox: str) -> None:
         except SandboxdError as error:
             facts = ErrorBody.of(error).model_dump(mode="json")
             await session.send(to_json({"type": "error", **facts, "status": error.status}))
-            await session.close(_close_for(error))
+            await session.close(close_for(error))
 
 
 async def _receive_start(session: WebsocketSession) -> ExecStart:
@@ -189,7 +189,7 @@ class _ExecSession:
         self._queue.send_nowait(data)
 
     async def _control(self, message: str) -> None:
-        kind = _message_type(message)
+        kind = message_type(message)
         if kind == "resize":
             await self._command.resize(validate_message(ExecResize, message).to_domain())
         elif kind == "signal":
@@ -212,7 +212,7 @@ class _ExecSession:
         await self._session.send(to_json(message))
 
 
-def _message_type(message: str) -> str | None:
+def message_type(message: str) -> str | None:
     try:
         value = json.loads(message)
     except (ValueError, RecursionError):

@@ -1,18 +1,7 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
-from sandboxd.http.native import background, commands, daemon, events, images, keys, log, openapi, sandboxes
-from sandboxd.http.native.background_schemas import (
-    CommandList,
-    CommandView,
-    LogsBody,
-    LogsView,
-    LogsWish,
-    StartCommand,
-    StdinBody,
-    StdinView,
-    WaitBody,
-)
-from sandboxd.http.native.command_schemas import Shell, ShellResult, SignalCommand
+from sandboxd.http.native import daemon, events, images, keys, log, openapi, sandboxes
+from sandboxd.http.native.command_routes import COMMAND_ROUTES
 from sandboxd.http.native.daemon_schemas import (
     BuildImage,
     CapabilitiesView,
@@ -45,7 +34,6 @@ from sandboxd.model import Scope
 
 READ, WRITE, ADMIN = Scope.READ, Scope.WRITE, Scope.ADMIN
 SANDBOX = "/v1/sandboxes/<sandbox>"
-COMMAND = f"{SANDBOX}/commands/<command>"
 
 # fmt: off
 API = (
@@ -76,35 +64,7 @@ API = (
     Route(method="GET", path=f"{SANDBOX}/metrics", handler=sandboxes.metrics, scope=READ,
           response=MetricsView, summary="What it uses now"),
 
-    Route(method="POST", path=f"{SANDBOX}/shell", handler=commands.shell, scope=WRITE,
-          body=Shell, response=ShellResult, summary="Run a command to its end"),
-    Route(method="POST", path=f"{SANDBOX}/shell/stream", handler=commands.shell_stream, scope=WRITE,
-          body=Shell, streams="sse", summary="Run a command and stream its output"),
-    Route(method="GET", path=f"{SANDBOX}/exec", handler=commands.exec_websocket, scope=WRITE,
-          streams="websocket", summary="Run a command interactively: stdin, output, terminal, signals"),
-
-    Route(method="POST", path=f"{SANDBOX}/commands", handler=background.start, scope=WRITE,
-          body=StartCommand, response=CommandView, status=201, summary="Start a command in the background"),
-    Route(method="GET", path=f"{SANDBOX}/commands", handler=background.list_all, scope=READ,
-          response=CommandList, summary="List background commands and terminals, oldest first"),
-    Route(method="GET", path=COMMAND, handler=background.get, scope=READ,
-          response=CommandView, summary="One background command or terminal"),
-    Route(method="POST", path=f"{COMMAND}/wait", handler=background.wait, scope=READ, optional_body=True,
-          body=WaitBody, response=CommandView, summary="Wait until it has ended"),
-    Route(method="GET", path=f"{COMMAND}/logs", handler=background.logs, scope=READ,
-          query=LogsBody, response=LogsView, summary="Its output, whole or in part"),
-    Route(method="POST", path=f"{COMMAND}/logs", handler=background.logs, scope=READ, optional_body=True,
-          body=LogsBody, response=LogsView, summary="Its output, whole or in part"),
-    Route(method="GET", path=f"{COMMAND}/logs/stream", handler=background.follow_logs, scope=READ,
-          query=LogsWish, streams="sse", summary="Its output as it comes, until it has ended"),
-    Route(method="POST", path=f"{COMMAND}/stdin", handler=background.write_stdin, scope=WRITE,
-          body=StdinBody, response=StdinView, summary="Write to its stdin"),
-    Route(method="POST", path=f"{COMMAND}/stdin/close", handler=background.close_stdin, scope=WRITE,
-          response=CommandView, summary="Close its stdin"),
-    Route(method="POST", path=f"{COMMAND}/signal", handler=background.signal, scope=WRITE,
-          body=SignalCommand, response=CommandView, summary="Send it a signal"),
-    Route(method="POST", path=f"{COMMAND}/kill", handler=background.kill, scope=WRITE,
-          response=CommandView, summary="Kill it and everything it started"),
+    *COMMAND_ROUTES,
 
     *FILE_ROUTES,
 
