@@ -1,4 +1,4 @@
-"""The routes of commands: attached, in the background, and with a terminal."""
+"""The routes of commands: attached, in the background, and with a terminal; a part of the table in routes.py."""
 
 from sandboxd.http.native import background, commands, pty, pty_websocket
 from sandboxd.http.native.background_schemas import (
