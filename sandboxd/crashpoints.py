@@ -9,10 +9,12 @@ import signal
 from typing import Final
 
 POINTS: Final = (
-    "create:recorded",
-    "create:directories",
-    "create:cgroup",
-    "create:forked",
+    "slot:directories",
+    "slot:cgroup",
+    "slot:forked",
+    "slot:waiting",
+    "create:taken",
+    "create:assembled",
     "create:launched",
     "create:confirmed",
     "pause:recorded",

@@ -109,7 +109,7 @@ def _try_own_userns() -> None:
 
 
 def _try_root() -> None:
-    """A whole root as the fork server builds it, in a child with a mount namespace of its own."""
+    """A root as the fork server builds it, in a child with a mount namespace of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("lower", "w/upper", "w/work"):
             os.makedirs(f"{scratch}/{name}")
@@ -122,6 +122,7 @@ def _try_root() -> None:
             overlay.make_stage("/tmp")
             for tree, name in zip(trees, ("l", "w"), strict=True):
                 overlay.attach(tree, name)
+            os.mkdir("r")
             with overlay.acting_as(TRIAL_RANGE):
                 overlay.mount_overlay(["l"], "w", "r", userxattr=False)
 

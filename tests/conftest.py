@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from sandboxd.config import default_image_dir
+from sandboxd.service.slots import READY
 from tests.support import census, ordinary_user, witnesses
 from tests.support.daemon import Daemon, running
+from tests.support.waiting import wait_until
 
 census.mark_this_run()
 
@@ -94,6 +96,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     every witness agrees that there is nothing.
     """
     shared: Daemon = request.getfixturevalue(request.param)
+    wait_until(lambda: len(witnesses.slots(shared)) == READY)  # each takes a few descriptors
     before = census.descriptors(shared.pid)
     yield shared
     assert shared.alive, shared.log

@@ -18,7 +18,7 @@ import trio
 
 from sandboxd.errors import SandboxLost
 from sandboxd.isolation.init_client import InitClient
-from sandboxd.isolation.plan import LaunchPlan
+from sandboxd.isolation.plan import LaunchPlan, Slot
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Machine
@@ -76,7 +76,10 @@ class Backend(Protocol):
     name: str
 
     async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
-        """Start the plan; returns when sandbox-init answers. On any failure or cancellation nothing is left."""
+        """Start the plan; returns when sandbox-init answers. On any failure or cancellation nothing is left.
+
+        Quick if its slot was prepared, with the same cgroup.
+        """
 
     def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
         """The machine that an earlier daemon started, or None if it is gone."""
@@ -84,8 +87,14 @@ class Backend(Protocol):
     async def sweep(self, sandboxes: AbstractSet[str]) -> None:
         """End whatever runs of these sandboxes, of which nothing is known but their ids."""
 
-    async def prepare(self, range_start: int) -> None:
-        """Do ahead of time what a launch in this id range would have to do first."""
+    async def prepare(self, slot: Slot, *, cgroup: Cgroup | None) -> None:
+        """Start all of a sandbox that does not depend on its plan. On failure or cancellation nothing is left."""
+
+    def is_prepared(self, sandbox: str) -> bool:
+        """Whether something is, and still lives."""
+
+    async def drop(self, sandbox: str) -> None:
+        """End what was prepared for a sandbox, if anything was; the cgroup stays."""
 
     def close(self) -> None: ...
 

@@ -1,8 +1,12 @@
-"""The fork server: a small single-threaded process that starts sandboxes for the daemon.
+"""The fork server: a small single-threaded process that makes sandboxes for the daemon.
 
-Why not from the daemon itself: it has threads, so nothing but exec may follow a fork there, and forking its memory
-costs more than all the mounts. This process imports the standard library and sandboxd.kernel only; a child of it
-builds the sandbox's root in a mount namespace of its own, enters the sandbox's user namespace, and execs bwrap.
+Why not the daemon itself: it has threads, so nothing but exec may follow a fork there, no thread of it can change its
+mount namespace, and forking its memory costs more than all the mounts. This process imports the standard library,
+sandboxd.kernel and assembly.py only. It does two things:
+
+    start       a child in a mount namespace of its own makes a stage and a /dev, enters the sandbox's user
+                namespace, and execs bwrap, which does all that does not depend on the image and then waits
+    assemble    this process itself enters the waiting bwrap's namespaces and puts the root there; no fork, no exec
 
 It talks over one SOCK_SEQPACKET socket: a JSON request with descriptors (SCM_RIGHTS), a JSON reply. It ends when
 the daemon closes the socket. The sandboxes do not end with it: they are reparented, and found again by pid.
@@ -26,17 +30,17 @@ MAX_REQUEST = 128 * 1024
 MAX_DESCRIPTORS = 16
 # The soft limit that the kernel gives pid 1, and with it a login.
 USUAL_DESCRIPTORS = 1024
-# Name of the layer on the stage that holds the sandbox's own hostname, machine-id, …
-IDENTITY = "i"
 
 
 def main(control: socket.socket) -> None:
+    # A bwrap that waits with it open would keep the daemon from noticing our death.
+    control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    namespaces: dict[int, int] = {}
+    server = ForkServer()
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wakeup_read, select.POLLIN)
@@ -45,7 +49,7 @@ def main(control: socket.socket) -> None:
         if wakeup_read in ready:
             os.read(wakeup_read, 4096)
             _reap()
-        if control.fileno() in ready and not _serve_one(control, namespaces):
+        if control.fileno() in ready and not _serve_one(control, server):
             return
 
 
@@ -56,18 +60,12 @@ def _reap() -> None:
             pass
 
 
-def _serve_one(control: socket.socket, namespaces: dict[int, int]) -> bool:
+def _serve_one(control: socket.socket, server: "ForkServer") -> bool:
     request, descriptors = _receive(control)
     if request is None:
         return False
     try:
-        if request["op"] == "launch":
-            reply: dict[str, Any] = {"pid": _launch(request["plan"], descriptors, namespaces)}
-        elif request["op"] == "prepare":
-            _namespace(request["start"], request["max_processes"], namespaces)
-            reply = {}
-        else:
-            reply = {"error": f"unknown operation {request['op']!r}"}
+        reply = server.serve(request, dict(zip(request["descriptors"], descriptors, strict=True)))
     except OSError as error:
         reply = {"error": str(error), "errno": error.errno}
     finally:
@@ -88,22 +86,36 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(data) if data else None), list(received)
 
 
-def _namespace(start: int, max_processes: int, namespaces: dict[int, int]) -> int:
-    """The range's user namespace. One is made per range and kept: making it costs a quarter of a whole launch."""
-    if start not in namespaces:
-        namespaces[start] = make_userns(start, max_processes=max_processes)
-    return namespaces[start]
+class ForkServer:
+    """Owns: one user namespace for each id range it was ever asked to use."""
+
+    def __init__(self) -> None:
+        own_namespaces()
+        self._namespaces: dict[int, int] = {}
+        self._home = Home()
+
+    def serve(self, request: dict[str, Any], named: dict[str, int]) -> dict[str, Any]:
+        plan = request["plan"]
+        userns = self._namespace(plan["range_start"], plan["max_processes"])
+        if request["op"] == "start":
+            return {"pid": _start(plan, named, userns)}
+        assemble(plan, machine=named["machine"], userns=userns, home=self._home)
+        return {}
+
+    def _namespace(self, start: int, max_processes: int) -> int:
+        """The range's user namespace. One is made per range and kept: making it costs milliseconds."""
+        if start not in self._namespaces:
+            self._namespaces[start] = make_userns(start, max_processes=max_processes)
+        return self._namespaces[start]
 
 
-def _launch(plan: dict[str, Any], descriptors: list[int], namespaces: dict[int, int]) -> int:
-    """Start one sandbox; the pid of the child. What goes wrong in the child is told through its `error` pipe."""
-    userns = _namespace(plan["range_start"], plan["max_processes"], namespaces)
-    named = dict(zip(plan["descriptors"], descriptors, strict=True))
+def _start(plan: dict[str, Any], named: dict[str, int], userns: int) -> int:
+    """Start one bwrap; the pid of the child. What goes wrong in the child is told through its `error` pipe."""
     child = syscalls.clone3(flags=syscalls.CLONE_NEWNS, cgroup=named.get("cgroup", -1))
     if child:
         return child
     try:
-        _become_sandbox(plan, named, userns)
+        _become_bwrap(plan, named, userns)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(named["error"], str(error).encode()[:4000] or b"unknown failure")
@@ -111,28 +123,17 @@ def _launch(plan: dict[str, Any], descriptors: list[int], namespaces: dict[int, 
         os._exit(127)
 
 
-def _become_sandbox(plan: dict[str, Any], named: dict[str, int], userns: int) -> None:
+def _become_bwrap(plan: dict[str, Any], named: dict[str, int], userns: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     overlay.make_private()
     init = overlay.clone_tree(plan["init"], read_only=True)
-    trees = [
-        (overlay.clone_tree(source, userns=userns if idmapped else None), name)
-        for source, name, idmapped in plan["mounts"]
-    ]
     overlay.make_stage(plan["stage"])
-    for tree, name in trees:
-        overlay.attach(tree, name)
-    root, root_id = plan["root"], plan["range_start"]
-    with overlay.acting_as(root_id):
-        overlay.make_identity_layer(IDENTITY, plan["identity"])
-        lowers = [IDENTITY, *plan["lowers"]]
-        overlay.mount_overlay(lowers, plan["writable"], root, userxattr=not plan["idmapped"])
-        overlay.check_mount_points(root, plan["mount_points"])
-        devices.make_dev(f"{root}/dev", root_id=root_id)
-    overlay.attach(init, f"{root}{plan['init_inside']}")
+    with overlay.acting_as(plan["range_start"]):
+        devices.make_dev(DEV, root_id=plan["range_start"])
+    overlay.attach(init, f"{DEV}/{plan['init_name']}")
     with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
         _write("/proc/self/oom_score_adj", "500")
     enter_userns(userns)
@@ -177,7 +178,9 @@ def _write(path: str, text: str) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
 
+from sandboxd.isolation.assembly import DEV, assemble
 from sandboxd.kernel import devices, overlay, syscalls
+from sandboxd.kernel.namespaces import Home, own_namespaces
 from sandboxd.kernel.userns import enter_userns, make_userns
 
 if __name__ == "__main__":

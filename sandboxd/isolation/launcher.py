@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from sandboxd.errors import LaunchFailed
-from sandboxd.isolation.plan import ForkRequest
+from sandboxd.isolation.plan import AssembleRequest, StartRequest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_REPLY = 64 * 1024
@@ -29,26 +29,23 @@ class Launcher:
         self._lock = trio.Lock()
         self._control: trio.socket.SocketType | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._prepared: set[int] = set()
 
-    async def prepare(self, start: int, *, max_processes: int) -> None:
-        """Make a range's user namespace ahead of its first launch."""
-        if start not in self._prepared:
-            await self._call({"op": "prepare", "start": start, "max_processes": max_processes}, ())
-            self._prepared.add(start)
-
-    async def launch(self, request: ForkRequest, descriptors: Mapping[str, int]) -> int:
+    async def start(self, request: StartRequest, descriptors: Mapping[str, int]) -> int:
         """The host pid of the started child. The descriptors stay the caller's."""
-        ordered = [descriptors[name] for name in request.descriptors]
-        reply = await self._call({"op": "launch", "plan": request.to_wire()}, ordered)
-        self._prepared.add(request.range_start)
+        ordered = {name: descriptors[name] for name in request.descriptors}
+        reply = await self._call("start", request.to_wire(), ordered)
         return int(reply["pid"])
 
-    async def _call(self, request: dict[str, Any], descriptors: "tuple[int, ...] | list[int]") -> dict[str, Any]:
+    async def assemble(self, request: AssembleRequest, *, machine: int) -> None:
+        """Put the root together in the namespaces of the process of the pidfd `machine`."""
+        await self._call("assemble", request.to_wire(), {"machine": machine})
+
+    async def _call(self, op: str, plan: dict[str, Any], descriptors: Mapping[str, int]) -> dict[str, Any]:
+        request = {"op": op, "plan": plan, "descriptors": tuple(descriptors)}
         async with self._lock:
             with trio.CancelScope(shield=True):
                 try:
-                    reply = await self._exchange(json.dumps(request).encode(), descriptors)
+                    reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()))
                 except OSError as error:
                     self.close()
                     raise LaunchFailed(f"cannot reach the fork server: {error}") from error
@@ -60,10 +57,10 @@ class Launcher:
             raise LaunchFailed(f"cannot start the sandbox: {answer['error']}", errno=answer.get("errno"))
         return answer
 
-    async def _exchange(self, message: bytes, descriptors: "tuple[int, ...] | list[int]") -> bytes:
+    async def _exchange(self, message: bytes, descriptors: list[int]) -> bytes:
         control = self._control or self._start()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        await control.sendmsg([message], ancillary)
+        ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        await control.sendmsg([message], [ancillary])
         return await control.recv(_MAX_REPLY)
 
     def _start(self) -> trio.socket.SocketType:
@@ -82,7 +79,6 @@ class Launcher:
 
     def close(self) -> None:
         """End the fork server; sandboxes it started live on."""
-        self._prepared.clear()
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -1,6 +1,6 @@
 """A sandbox's /dev: a bounded tmpfs with the harmless devices, terminals of its own, and shared memory.
 
-Made by the launching child rather than by bwrap's --dev, whose tmpfs has no size (a sandbox could fill the host's
+Made by the fork server's child rather than by bwrap's --dev, whose tmpfs has no size (a sandbox could fill the host's
 memory with it) and whose every bind reads the whole mount table again.
 """
 
@@ -25,11 +25,14 @@ TTY_GROUP = 5
 
 
 def make_dev(target: str, *, root_id: int) -> None:
-    """Mount /dev at `target`, which must have been checked (overlay.check_mount_points)."""
+    """Mount a /dev at `target`, which is created."""
+    os.mkdir(target)
     owner = f"uid={root_id},gid={root_id}"
     syscalls.mount("dev", target, "tmpfs", flags=MS_NOSUID, data=f"mode=0755,size={SIZE},nr_inodes=4096,{owner}")
     for name in NODES:
-        overlay.attach(overlay.clone_tree(f"/dev/{name}"), f"{target}/{name}")
+        node = overlay.clone_tree(f"/dev/{name}")
+        syscalls.mount_setattr(node, attr_set=syscalls.MOUNT_ATTR_NOSUID)
+        overlay.attach(node, f"{target}/{name}")
     for name, destination in LINKS.items():
         os.symlink(destination, f"{target}/{name}")
     os.mkdir(f"{target}/shm")

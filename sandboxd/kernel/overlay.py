@@ -1,8 +1,8 @@
 """A sandbox's root: read-only layers and one writable directory, each idmapped, under an overlay.
 
 Files keep their natural ids on disk. The idmapped mounts show them in the sandbox's range, and overlayfs goes on
-top, so nothing is ever chowned. All of it happens in the launching child's own mount namespace, under a tmpfs:
-nothing is mounted on the host, so nothing can be left mounted there, whoever dies when.
+top, so nothing is ever chowned. All of it happens in the sandbox's own mount namespace, under a tmpfs: nothing is
+mounted on the host, so nothing can be left mounted there, whoever dies when.
 """
 
 import contextlib
@@ -11,10 +11,12 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 
 from sandboxd.kernel import syscalls
-from sandboxd.kernel.syscalls import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC
+from sandboxd.kernel.syscalls import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
 UPPER = "upper"
 WORK = "work"
+
+READ_ONLY = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
 def make_private() -> None:
@@ -37,19 +39,17 @@ def clone_tree(source: str, *, userns: int | None = None, read_only: bool = Fals
     if userns is not None:
         syscalls.mount_setattr(tree, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=userns)
     if read_only:
-        flags = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-        syscalls.mount_setattr(tree, attr_set=flags)
+        syscalls.mount_setattr(tree, attr_set=READ_ONLY)
     return tree
 
 
 def attach(tree: int, target: str) -> None:
-    """Show a detached mount at `target`, which is created."""
+    """Show a detached mount at `target`, which is created. The descriptor stays the caller's."""
     if stat.S_ISDIR(os.fstat(tree).st_mode):
         os.mkdir(target)
     else:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     syscalls.move_mount(tree, target)
-    os.close(tree)
 
 
 @contextlib.contextmanager
@@ -60,7 +60,8 @@ def acting_as(root_id: int) -> Iterator[None]:
     fsuid it fails with EOVERFLOW and silently becomes read-only. SECBIT_NO_SETUID_FIXUP keeps the capabilities
     that a changed fsuid would cost.
     """
-    syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
+    bits, dumpable = syscalls.prctl(syscalls.PR_GET_SECUREBITS), syscalls.prctl(syscalls.PR_GET_DUMPABLE)
+    syscalls.prctl(syscalls.PR_SET_SECUREBITS, bits | syscalls.SECBIT_NO_SETUID_FIXUP)
     syscalls.setfsgid(root_id)
     syscalls.setfsuid(root_id)
     try:
@@ -68,6 +69,11 @@ def acting_as(root_id: int) -> Iterator[None]:
     finally:
         syscalls.setfsuid(os.geteuid())
         syscalls.setfsgid(os.getegid())
+        syscalls.prctl(syscalls.PR_SET_SECUREBITS, bits)
+        if (
+            dumpable == 1
+        ):  # a changed fsuid made /proc/PID the host root's, also for a parent that must write its maps
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
 
 def make_identity_layer(path: str, files: Iterable[tuple[str, str]]) -> None:
@@ -84,8 +90,7 @@ def make_identity_layer(path: str, files: Iterable[tuple[str, str]]) -> None:
 
 
 def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxattr: bool) -> None:
-    """Mount the overlay at `target` (created). `writable` holds the directories UPPER and WORK."""
-    os.mkdir(target)
+    """Mount the overlay at `target`. `writable` holds the directories UPPER and WORK."""
     options = [
         f"lowerdir={':'.join(lowers)}",
         f"upperdir={writable}/{UPPER}",
@@ -98,35 +103,35 @@ def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxatt
     syscalls.mount("overlay", target, "overlay", flags=MS_NOSUID | MS_NODEV, data=",".join(options))
 
 
-def check_mount_points(root: str, points: Sequence[str]) -> None:
-    """Refuse a root in which a mount point is, or lies behind, a symbolic link; make the ones that are missing.
+def mount_point(root: int, point: str) -> int:
+    """A descriptor of the directory `point` in the tree at the descriptor `root`, made if it is missing.
 
-    bwrap before 0.12 follows such links out of the root when it creates mount points (CVE-2026-87766), and a
-    sandbox's root is hostile. Nothing runs in it yet, so what is checked here stays true until bwrap has mounted.
+    Refuses one that is, or lies behind, a symbolic link: a sandbox's root is hostile, and whoever mounts by such a
+    path mounts, and makes directories, elsewhere (CVE-2026-87766 of bwrap before 0.12).
     """
-    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for point in points:
-            _check_mount_point(directory, point)
-    finally:
-        os.close(directory)
-
-
-def _check_mount_point(root: int, point: str) -> None:
-    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
     parent = os.dup(root)
-    try:
-        for part in point.strip("/").split("/"):
-            try:
-                found = syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
-            except FileNotFoundError:
-                os.mkdir(part, 0o755, dir_fd=parent)
-                found = syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
-            except OSError as error:
-                raise OSError(
-                    error.errno, f"the image's {point} is not a plain directory, and is a mount point"
-                ) from error
+    for part in point.strip("/").split("/"):
+        try:
+            found = _open_or_make(parent, part)
+        except OSError as error:
+            message = f"the image's {point} is not a plain directory, and is a mount point"
+            raise OSError(error.errno, message) from error
+        finally:
             os.close(parent)
-            parent = found
-    finally:
-        os.close(parent)
+        parent = found
+    return parent
+
+
+def _open_or_make(parent: int, part: str) -> int:
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    try:
+        return syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+    except FileNotFoundError:
+        os.mkdir(part, 0o755, dir_fd=parent)
+        return syscalls.openat2(parent, part, flags=os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+
+
+def make_cover(path: str) -> None:
+    """An empty directory that cannot be written, made at `path`: clones of it hide what they are mounted over."""
+    os.mkdir(path)
+    syscalls.mount("cover", path, "tmpfs", flags=MS_RDONLY | MS_NOSUID | MS_NODEV, data="mode=0755,size=4k")

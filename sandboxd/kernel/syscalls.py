@@ -15,11 +15,13 @@ AT_RECURSIVE: Final = 0x8000
 CLONE_INTO_CGROUP: Final = 0x200000000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWUTS: Final = 0x04000000
 MOUNT_ATTR_IDMAP: Final = 0x00100000
 MOUNT_ATTR_NODEV: Final = 0x00000004
 MOUNT_ATTR_NOSUID: Final = 0x00000002
 MOUNT_ATTR_RDONLY: Final = 0x00000001
 MOVE_MOUNT_F_EMPTY_PATH: Final = 0x00000004
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x00000040
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
 MS_NOSUID: Final = 2
@@ -28,6 +30,8 @@ MS_RDONLY: Final = 1
 MS_REC: Final = 16384
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 OPEN_TREE_CLONE: Final = 1
+PR_GET_DUMPABLE: Final = 3
+PR_GET_SECUREBITS: Final = 27
 PR_SET_DUMPABLE: Final = 4
 PR_SET_SECUREBITS: Final = 28
 RESOLVE_BENEATH: Final = 0x08
@@ -126,17 +130,18 @@ def mount_setattr(tree: int, *, attr_set: int, userns: int = 0, flags: int = AT_
     )
 
 
-def move_mount(tree: int, target: str) -> None:
-    """Attach the detached mount `tree` at `target`."""
+def move_mount(tree: int, target: str | int) -> None:
+    """Attach the detached mount `tree`, or move the mounted one, to a path or to a place held by a descriptor."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (MOVE_MOUNT_T_EMPTY_PATH if isinstance(target, int) else 0)
     _syscall(
         "move_mount",
         target,
         _NR_MOVE_MOUNT,
         ctypes.c_int(tree),
         b"",
-        ctypes.c_int(AT_FDCWD),
-        os.fsencode(target),
-        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+        ctypes.c_int(target if isinstance(target, int) else AT_FDCWD),
+        b"" if isinstance(target, int) else os.fsencode(target),
+        ctypes.c_uint(flags),
     )
 
 
@@ -159,9 +164,11 @@ def openat2(directory: int, path: str, *, flags: int, resolve: int, mode: int = 
     )
 
 
-def prctl(option: int, argument: int) -> None:
-    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0) < 0:
+def prctl(option: int, argument: int = 0) -> int:
+    result: int = _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), 0, 0, 0)
+    if result < 0:
         raise oserror("prctl", option)
+    return result
 
 
 def syncfs(descriptor: int) -> None:

@@ -79,6 +79,11 @@ class Disk:
         finally:
             os.close(directory)
 
+    def unmake(self, sandbox: str) -> None:
+        """Take away the directories of a sandbox that never ran. Fine if they were made in part, or not at all."""
+        for directory in (self.paths(sandbox).writable, self.paths(sandbox).runtime):
+            shutil.rmtree(directory, ignore_errors=True)
+
     def discard(self, sandbox: str) -> None:
         """Take a sandbox's files out of the way; purge() removes them for good. Fine to repeat."""
         paths = self.paths(sandbox)

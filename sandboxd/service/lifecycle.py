@@ -107,7 +107,8 @@ class Lifecycle:
             await self._machines.let_go(before)
             self._machines.renew(taken.id)
             entry.oom_noticed = False
-            entry.running = await self._machines.launch(taken, image, verb="start")
+            entry.running = await self._machines.launch_again(taken, image)
+            crash_point("start:launched")
             entry.wake()
             await entry.attended.wait()
             await self._confirm_start(entry, entry.running)

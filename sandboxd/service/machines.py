@@ -8,7 +8,7 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Unprocessable
 from sandboxd.isolation.backend import RunningMachine, remove_cgroup
-from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Image, Sandbox
 from sandboxd.service.entry import Entry, Host
@@ -18,23 +18,36 @@ class Machines:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    async def launch(self, sandbox: Sandbox, image: Image, *, verb: str) -> RunningMachine:
-        """Make a cgroup and a machine in it; `verb` names the crash points. On failure nothing is left.
+    async def launch(self, slot: Slot, sandbox: Sandbox, image: Image) -> RunningMachine:
+        """Give a slot the sandbox's root and limits. On failure nothing is left but its files.
 
         Raises: Unprocessable (a limit the kernel refuses), LaunchFailed.
         """
-        cgroup = self._make_cgroup(sandbox)
-        crash_point(f"{verb}:cgroup")
-        running = await self._host.backend.launch(self._plan(sandbox, image), cgroup=cgroup)
-        crash_point(f"{verb}:launched")
-        return running
+        plan = self._plan(slot, sandbox, image)
+        return await self._host.backend.launch(plan, cgroup=self._limited_cgroup(sandbox))
+
+    async def launch_again(self, sandbox: Sandbox, image: Image) -> RunningMachine:
+        """As launch, for a sandbox that has had a machine before; its slot is made now."""
+        if self._host.cgroups is not None:
+            self._host.cgroups.create(sandbox.id)
+        crash_point("start:cgroup")
+        slot = Slot(
+            sandbox=sandbox.id,
+            ids=IdRange(start=sandbox.range_start, idmapped=self._host.idmapped),
+            runtime=self._host.disk.paths(sandbox.id).runtime,
+            boot_id=str(uuid.uuid4()),
+            init=self._host.init,
+        )
+        return await self.launch(slot, sandbox, image)
 
     async def end(self, entry: Entry) -> None:
         """No process of the sandbox is left after this; its cgroup may be, empty. Raises: SandboxLost."""
         if entry.running is not None:
             await entry.running.destroy()
             entry.running = None
-        elif self._host.cgroups is not None:
+            return
+        await self._host.backend.drop(entry.sandbox.id)
+        if self._host.cgroups is not None:
             await end_cgroup(self._host.cgroups.sandbox(entry.sandbox.id))
 
     async def let_go(self, sandbox: Sandbox) -> None:
@@ -60,32 +73,29 @@ class Machines:
         """Have its files outlive a power cut from here on. Cancelled: it goes on unattended."""
         await trio.to_thread.run_sync(self._host.disk.sync, sandbox, abandon_on_cancel=True)
 
-    def _plan(self, sandbox: Sandbox, image: Image) -> LaunchPlan:
-        host, paths = self._host, self._host.disk.paths(sandbox.id)
+    def _plan(self, slot: Slot, sandbox: Sandbox, image: Image) -> LaunchPlan:
         return LaunchPlan(
-            sandbox=sandbox.id,
-            ids=IdRange(start=sandbox.range_start, idmapped=host.idmapped),
+            slot=slot,
             layers=(image.rootfs,),
-            writable=paths.writable,
-            runtime=paths.runtime,
+            writable=self._host.disk.paths(sandbox.id).writable,
             hostname=sandbox.spec.hostname,
-            boot_id=str(uuid.uuid4()),
             machine_id=sandbox.machine_id,
-            init=host.init,
             binds=image.binds,
             hidden=image.hidden,
         )
 
-    def _make_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
+    def _limited_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
         if self._host.cgroups is None:
             return None
-        limits = self._host.cgroup_limits(sandbox.spec.limits)
+        cgroup, limits = self._host.cgroups.sandbox(sandbox.id), self._host.cgroup_limits(sandbox.spec.limits)
         try:
-            return self._host.cgroups.create(sandbox.id, limits)
+            if limits is not None:
+                cgroup.set_limits(limits)
         except OSError as error:
             if error.errno in {errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP}:
                 raise Unprocessable(f"cannot set the limits: {error}; change or drop the limit") from error
             raise
+        return cgroup
 
 
 async def end_cgroup(cgroup: Cgroup) -> None:

@@ -47,17 +47,6 @@ class IdRanges:
     def taken(self) -> frozenset[int]:
         return frozenset(self._taken)
 
-    def upcoming(self, count: int) -> list[int]:
-        """Ranges that take() would hand out next: worth preparing."""
-        ready = self._returned[::-1][:count]
-        return ready + self._coming_fresh(count - len(ready))
-
-    def _coming_fresh(self, count: int) -> list[int]:
-        end = self._first + self._count * IDS_PER_RANGE
-        used = self._taken.union(self._returned)
-        candidates = range(self._fresh, end, IDS_PER_RANGE)[: count + len(used)]
-        return [start for start in candidates if start not in used][:count]
-
     def _next_fresh(self) -> int:
         while self._fresh < self._first + self._count * IDS_PER_RANGE:
             start, self._fresh = self._fresh, self._fresh + IDS_PER_RANGE

@@ -1,9 +1,10 @@
 """Sandboxes from creation to deletion: the registry, and one supervising task for each.
 
-The record in the store is written before the first effect on the host and removed after the last one is undone
-(model.TRANSITIONS). In between, one operation at a time changes a sandbox (lifecycle.py); its supervisor sees to its
-end, its expiry and its deletion. Clients who want it gone ask the entry and wait until it has settled, and every
-other operation goes on without its caller, so a client that leaves never leaves anything half done.
+The record in the store is written when the sandbox first runs and removed after its last effect on the host is undone
+(model.TRANSITIONS); what a crash leaves before that carries an id without a record, and is swept. In between, one
+operation at a time changes a sandbox (lifecycle.py); its supervisor sees to its end, its expiry and its deletion.
+Clients who want it gone ask the entry and wait until it has settled, and every other operation goes on without its
+caller, so a client that leaves never leaves anything half done.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +23,8 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable
 from sandboxd.isolation.backend import RunningMachine
+from sandboxd.isolation.plan import Slot
+from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import EventKind, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
@@ -29,14 +33,13 @@ from sandboxd.service.lifecycle import Lifecycle
 from sandboxd.service.machines import Machines
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.recovery import attach, finish_interrupted, sweep
+from sandboxd.service.slots import Slots
 from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
 
 # A wall clock may be set while we wait for an expiry, so look at it at least this often.
 CLOCK_CHECK = 30.0
-# User namespaces kept ready for the next creates: about what a burst takes before the warmer catches up.
-WARM_RANGES = 4
 DELETE_RETRY = 5.0
 # Discarded files go together: removing them one sandbox at a time would cost a process for each.
 PURGE_DELAY = 0.5
@@ -68,7 +71,7 @@ class Sandboxes:
         self._lifecycle = Lifecycle(journal=self._journal, machines=self._machines, find_image=find_image)
         self._entries: dict[str, Entry] = {}
         self._discarded = trio.Event()
-        self._range_taken = trio.Event()
+        self._slots = Slots(host)
         self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
         """residents to begin beside each machine of an earlier daemon that was found running"""
 
@@ -99,33 +102,20 @@ class Sandboxes:
             raise Unavailable(f"cannot create the sandbox: this daemon holds its maximum of {self._limit}")
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
-        entry = Entry(sandbox=self._new_record(spec))
-        self._entries[entry.sandbox.id] = entry
-        outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, image)
-        self._range_taken.set()
+        slot = self._slots.take()
+        entry = Entry(sandbox=_new_record(slot, spec))
+        self._entries[slot.sandbox] = entry
+        outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, slot, image)
         if outcome is not None:
             raise outcome
         return entry.sandbox
 
-    def _new_record(self, spec: SandboxSpec) -> Sandbox:
-        now = time.time()
-        return Sandbox(
-            # A letter first and nothing but letters and digits: good in host names, paths and cgroup names.
-            id="s" + secrets.token_hex(10),
-            state=SandboxState.CREATING,
-            spec=spec,
-            created_at=now,
-            expires_at=None if spec.timeout is None else now + spec.timeout,
-            range_start=self._machines.take_range(),
-            machine_id=secrets.token_hex(16),
-        )
-
     async def _create_and_supervise(
-        self, entry: Entry, image: Image, task_status: trio.TaskStatus[SandboxdError | None]
+        self, entry: Entry, slot: Slot, image: Image, task_status: trio.TaskStatus[SandboxdError | None]
     ) -> None:
         """The supervisor's whole life. Failures of a creation go to its caller, never up into the nursery."""
         try:
-            await self._launch(entry, image)
+            await self._launch(entry, slot, image)
         except BaseException as failure:
             await self._roll_back(entry)
             if not isinstance(failure, Exception):
@@ -145,13 +135,12 @@ class Sandboxes:
             entry.ask_to_delete()
             self._nursery.start_soon(self._delete, entry)
 
-    async def _launch(self, entry: Entry, image: Image) -> None:
+    async def _launch(self, entry: Entry, slot: Slot, image: Image) -> None:
+        """Make the slot a running sandbox; only then is there a record of it."""
         sandbox = entry.sandbox
-        await self._journal.save(entry, sandbox)
-        crash_point("create:recorded")
-        self._host.disk.make(sandbox.id)
-        crash_point("create:directories")
-        entry.running = await self._machines.launch(sandbox, image, verb="create")
+        crash_point("create:taken")
+        entry.running = await self._machines.launch(slot, sandbox, image)
+        crash_point("create:launched")
         started = replace(sandbox, started_at=time.time(), machine=entry.running.machine)
         created = new_event(EventKind.CREATED, sandbox.id, image=sandbox.spec.image_name, name=sandbox.spec.name)
         events = [created, new_event(EventKind.STARTED, sandbox.id)]
@@ -341,34 +330,46 @@ class Sandboxes:
                 log.error("cannot remove what is left of deleted sandboxes: %s", error)
 
     def _purge(self) -> None:
-        """In a thread. A cgroup without an entry is nobody's: entries are made before their cgroups."""
+        """In a thread."""
         self._host.disk.purge()
-        cgroups = self._host.cgroups
-        for name in cgroups.names() if cgroups else ():
-            if cgroups and name not in self._entries:
-                try:
-                    cgroups.sandbox(name).kill()
-                    cgroups.sandbox(name).remove()
-                except OSError as error:
-                    log.warning("cgroup of sandbox %s not removed yet: %s", name, error)
-                    trio.from_thread.run_sync(self._discarded.set)
+        if self._host.cgroups is not None:
+            for name in trio.from_thread.run_sync(self._nobodys, self._host.cgroups.names()):
+                self._remove_cgroup(self._host.cgroups.sandbox(name))
 
-    async def warm_ranges(self) -> None:
-        """A task of the service: keep a few user namespaces ready."""
-        while True:
-            self._range_taken = trio.Event()
-            for start in self._host.ranges.upcoming(WARM_RANGES):
-                try:
-                    await self._host.backend.prepare(start)
-                except LaunchFailed as error:
-                    log.error("cannot prepare an id range: %s", error)
-            await self._range_taken.wait()
+    def _remove_cgroup(self, cgroup: Cgroup) -> None:
+        try:
+            cgroup.kill()
+            cgroup.remove()
+        except OSError as error:
+            log.warning("cgroup %s not removed yet: %s", cgroup.path, error)
+            trio.from_thread.run_sync(self._discarded.set)
+
+    def _nobodys(self, names: AbstractSet[str]) -> list[str]:
+        """Those of neither a sandbox nor a slot, which are both known before their cgroups are made."""
+        return [name for name in names if name not in self._entries and name not in self._slots]
+
+    async def keep_slots(self) -> None:
+        """A task of the service."""
+        await self._slots.run()
 
     def release(self) -> None:
         """Let go of all machines without touching them: they outlive the daemon."""
         for entry in self.entries():
             if entry.running is not None:
                 entry.running.close()
+
+
+def _new_record(slot: Slot, spec: SandboxSpec) -> Sandbox:
+    now = time.time()
+    return Sandbox(
+        id=slot.sandbox,
+        state=SandboxState.CREATING,
+        spec=spec,
+        created_at=now,
+        expires_at=None if spec.timeout is None else now + spec.timeout,
+        range_start=slot.ids.start,
+        machine_id=secrets.token_hex(16),
+    )
 
 
 def _as_domain_error(failure: Exception, entry: Entry, verb: str) -> SandboxdError:

@@ -177,7 +177,7 @@ async def open_service(
         await background.load()
         sandboxes.on_found.append(background.resume)
         await sandboxes.recover()
-        for task in (oom.run, sandboxes.purge_discarded, sandboxes.warm_ranges, keys.note_uses):
+        for task in (oom.run, sandboxes.purge_discarded, sandboxes.keep_slots, keys.note_uses):
             nursery.start_soon(task)
         try:
             yield Service(

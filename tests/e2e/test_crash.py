@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sandboxd.crashpoints import POINTS
+from sandboxd.service.slots import READY
 from tests.support import census, witnesses
 from tests.support.daemon import Daemon
 from tests.support.sandbox import Box
 from tests.support.sse import Event, stream
 from tests.support.waiting import wait_until
 
+SLOT_POINTS = [point for point in POINTS if point.startswith("slot:")]
 CREATE_POINTS = [point for point in POINTS if point.startswith("create:")]
 DELETE_POINTS = [point for point in POINTS if point.startswith("delete:")]
 SANDBOXES = "/v1/sandboxes"
@@ -62,6 +64,48 @@ def dies_of(daemon: Daemon, method: str, path: str, body: object = None) -> None
 def restart(daemon: Daemon) -> None:
     daemon.environment.pop("SANDBOXD_CRASH_AT", None)
     daemon.start()
+
+
+def test_a_crash_at_every_point_of_making_a_slot(survivor: Box) -> None:
+    """Nobody asks for it: each daemon dies of what it does by itself, and leaves a slot made in part."""
+    daemon = survivor.daemon
+    assert daemon.stop() == 0
+    for point in SLOT_POINTS:
+        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.launch()
+        assert daemon.wait() == -signal.SIGKILL, point
+    restart(daemon)
+    assert witnesses.disagreement(daemon) == {}
+    assert_survived(survivor)
+
+
+def test_slots_do_not_outlive_their_daemon(survivor: Box) -> None:
+    """Not even where no daemon comes to sweep them; and a graceful one takes all of them along."""
+    daemon = survivor.daemon
+    wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+    daemon.kill()
+    wait_until(lambda: witnesses.ask(daemon)["monitors"] == {survivor.id})
+    restart(daemon)
+    wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+    assert daemon.stop() == 0
+    seen = witnesses.ask(daemon)
+    assert seen["monitors"] == seen["files"] == seen["runtime"] == {survivor.id}
+    assert seen["cgroups"] <= {survivor.id}
+    restart(daemon)
+    assert_survived(survivor)
+
+
+def test_a_slot_that_was_killed_is_not_given_to_anybody(survivor: Box) -> None:
+    daemon = survivor.daemon
+    wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+    doomed = witnesses.slots(daemon)
+    for each in census.processes():
+        if each.sandbox in doomed:
+            os.kill(each.pid, signal.SIGKILL)
+    made = [daemon.create() for _ in range(READY)]
+    assert doomed.isdisjoint(made)
+    assert daemon.shell(made[0], "echo well")["stdout"] == "well\n"
+    assert witnesses.disagreement(daemon) == {}
 
 
 def test_a_crash_at_every_point_of_a_creation(survivor: Box) -> None:

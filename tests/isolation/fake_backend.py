@@ -18,7 +18,7 @@ from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.backend import RunningMachine, attach_by_pid
 from sandboxd.isolation.init_connection import unix_address
 from sandboxd.isolation.marks import MARK, marked_processes
-from sandboxd.isolation.plan import LaunchPlan
+from sandboxd.isolation.plan import LaunchPlan, Slot
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Machine
@@ -33,18 +33,20 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self._monitors: list[subprocess.Popen[bytes]] = []
+        self._prepared: set[str] = set()
 
     async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
         self._reap()
-        for needed in (plan.init, *plan.layers):
+        await self.drop(plan.slot.sandbox)
+        for needed in (plan.slot.init, *plan.layers):
             if not needed.exists():
-                raise LaunchFailed(f"cannot start sandbox {plan.sandbox}: {needed} is missing")
+                raise LaunchFailed(f"cannot start sandbox {plan.slot.sandbox}: {needed} is missing")
         monitor = self._start(plan, cgroup)
         running: RunningMachine | None = None
         try:
             with trio.fail_after(START_LIMIT):
                 machine = await self._machine(monitor.pid)
-                running = attach_by_pid(machine, plan.runtime, cgroup=cgroup)
+                running = attach_by_pid(machine, plan.slot.runtime, cgroup=cgroup)
                 assert running is not None
                 await running.init.hello()
                 return running
@@ -64,20 +66,26 @@ class FakeBackend:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    async def prepare(self, range_start: int) -> None:
-        pass
+    async def prepare(self, slot: Slot, *, cgroup: Cgroup | None) -> None:
+        self._prepared.add(slot.sandbox)
+
+    def is_prepared(self, sandbox: str) -> bool:
+        return sandbox in self._prepared
+
+    async def drop(self, sandbox: str) -> None:
+        self._prepared.discard(sandbox)
 
     def close(self) -> None:
         self._reap()
 
     def _start(self, plan: LaunchPlan, cgroup: Cgroup | None) -> subprocess.Popen[bytes]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-            with unix_address(plan.socket) as address:
+            with unix_address(plan.slot.socket) as address:
                 listener.bind(address)
             listener.listen()
             number = str(listener.fileno())
             command = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
-            command += [str(plan.init), "--listen-fd", number, MARK, plan.sandbox]
+            command += [str(plan.slot.init), "--listen-fd", number, MARK, plan.slot.sandbox]
             process = subprocess.Popen(
                 command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )

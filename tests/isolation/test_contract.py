@@ -20,7 +20,7 @@ from sandboxd.isolation.bwrap import BwrapBackend
 from sandboxd.isolation.init_client import InitClient, SpawnRequest
 from sandboxd.isolation.init_messages import Exited
 from sandboxd.isolation.marks import marked_processes
-from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.isolation.wire import Output
 from sandboxd.service.disk import Disk
 from sandboxd.service.images import ImageStore
@@ -58,16 +58,15 @@ def plan(tmp_path: Path, image_dir: Path) -> Iterator[Callable[[], LaunchPlan]]:
         sandbox = "s" + secrets.token_hex(10)
         made.add(sandbox)
         paths = disk.make(sandbox)
-        return LaunchPlan(
+        slot = Slot(
             sandbox=sandbox,
             ids=IdRange(start=next(starts), idmapped=True),
-            layers=(rootfs,),
-            writable=paths.writable,
             runtime=paths.runtime,
-            hostname="contract",
             boot_id="00000000-1111-2222-3333-444444444444",
-            machine_id="0" * 32,
             init=find_asset("rootfs/init/build/sandbox-init"),
+        )
+        return LaunchPlan(
+            slot=slot, layers=(rootfs,), writable=paths.writable, hostname="contract", machine_id="0" * 32
         )
 
     yield make
@@ -86,7 +85,7 @@ async def output_of(init: InitClient, command: str) -> bytes:
 
 
 def assert_gone(plan: LaunchPlan) -> None:
-    wait_until(lambda: list(marked_processes({plan.sandbox})) == [])
+    wait_until(lambda: list(marked_processes({plan.slot.sandbox})) == [])
 
 
 async def test_a_launched_machine_runs_commands_until_it_is_destroyed(
@@ -97,7 +96,7 @@ async def test_a_launched_machine_runs_commands_until_it_is_destroyed(
         running = await backend.launch(made, cgroup=None)
         assert await output_of(running.init, "echo $$ is not 1; sleep 600 > /dev/null 2>&1 &") != b""
         assert not running.ended()
-        assert {running.machine.pid, running.machine.monitor} <= set(marked_processes({made.sandbox}))
+        assert {running.machine.pid, running.machine.monitor} <= set(marked_processes({made.slot.sandbox}))
         await running.destroy()
     assert_gone(made)
 
@@ -137,11 +136,11 @@ async def test_a_machine_that_was_let_go_is_found_again(backend: Backend, plan: 
     with trio.fail_after(LIMIT):
         first = await backend.launch(made, cgroup=None)
         first.close()
-        again = backend.attach(first.machine, made.runtime, cgroup=None)
+        again = backend.attach(first.machine, made.slot.runtime, cgroup=None)
         assert again is not None
         assert await output_of(again.init, "echo well") == b"well\n"
         await again.destroy()
-    assert backend.attach(first.machine, made.runtime, cgroup=None) is None
+    assert backend.attach(first.machine, made.slot.runtime, cgroup=None) is None
 
 
 async def test_another_process_of_that_pid_is_not_taken_for_it(
@@ -156,7 +155,7 @@ async def test_another_process_of_that_pid_is_not_taken_for_it(
             replace(machine, host_boot_id="another"),
             replace(machine, pid=os.getpid()),
         ):
-            assert backend.attach(other, made.runtime, cgroup=None) is None
+            assert backend.attach(other, made.slot.runtime, cgroup=None) is None
         await running.destroy()
 
 
@@ -174,7 +173,9 @@ async def test_a_launch_that_cannot_succeed_leaves_nothing(
     backend: Backend, plan: Callable[[], LaunchPlan], missing: str
 ) -> None:
     nowhere = Path("/no/such/thing")
-    made = replace(plan(), init=nowhere) if missing == "init" else replace(plan(), layers=(nowhere,))
+    good = plan()
+    no_init = replace(good, slot=replace(good.slot, init=nowhere))
+    made = no_init if missing == "init" else replace(good, layers=(nowhere,))
     with trio.fail_after(LIMIT), pytest.raises(LaunchFailed, match=r"^cannot start"):
         await backend.launch(made, cgroup=None)
     assert_gone(made)
@@ -198,7 +199,7 @@ async def test_a_sweep_ends_what_is_known_by_its_id_only(backend: Backend, plan:
     stray, known = plan(), plan()
     with trio.fail_after(LIMIT):
         running = [await backend.launch(each, cgroup=None) for each in (stray, known)]
-        await backend.sweep({stray.sandbox})
+        await backend.sweep({stray.slot.sandbox})
         assert_gone(stray)
         assert await output_of(running[1].init, "echo well") == b"well\n"
         await backend.sweep(frozenset())
@@ -206,12 +207,25 @@ async def test_a_sweep_ends_what_is_known_by_its_id_only(backend: Backend, plan:
             await each.destroy()
 
 
-async def test_preparing_a_range_is_optional_and_may_be_repeated(
+async def test_a_prepared_slot_is_launched_as_any_other(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    made = plan()
+    with trio.fail_after(LIMIT):
+        await backend.prepare(made.slot, cgroup=None)
+        assert backend.is_prepared(made.slot.sandbox)
+        running = await backend.launch(made, cgroup=None)
+        assert not backend.is_prepared(made.slot.sandbox)
+        assert await output_of(running.init, "echo well") == b"well\n"
+        await running.destroy()
+    assert_gone(made)
+
+
+async def test_a_prepared_slot_can_be_dropped_and_nothing_is_left(
     backend: Backend, plan: Callable[[], LaunchPlan]
 ) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        for _ in range(2):
-            await backend.prepare(made.ids.start)
-        running = await backend.launch(made, cgroup=None)
-        await running.destroy()
+        await backend.prepare(made.slot, cgroup=None)
+        await backend.drop(made.slot.sandbox)
+        await backend.drop(made.slot.sandbox)  # of what is gone already
+    assert not backend.is_prepared(made.slot.sandbox)
+    assert_gone(made)

@@ -7,12 +7,13 @@ by the id of a sandbox that we have seen; cgroups by the name of a daemon of our
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandboxd.isolation.marks import MARK
+from sandboxd.service.slots import READY
 
 RUN = "SANDBOXD_TEST_RUN"
 DAEMON = "SANDBOXD_TEST_DAEMON"
@@ -59,10 +60,13 @@ class Census:
 
 
 def take() -> Census:
+    """Without the slots that daemons keep: they come and go by themselves."""
+    found = list(processes())
+    slots = waiting(found)
     return Census(
-        processes=frozenset(processes()),
+        processes=frozenset(process for process in found if process.sandbox not in slots),
         mounts=Counter(_mounts()),
-        cgroups=frozenset(_cgroups()),
+        cgroups=frozenset(path for path in _cgroups() if os.path.basename(path) not in slots),
         descriptors=descriptors("self"),
     )
 
@@ -84,6 +88,21 @@ def processes() -> Iterator[Process]:
             yield replace(process, daemon=sandboxes[process.sandbox])
         elif ours and process.pid != os.getpid():
             yield process
+
+
+def waiting(found: Iterable[Process]) -> frozenset[str]:
+    """Ids of the slots: no sandbox-init yet, only bwrap, and a daemon that has a fork server and so lives.
+
+    Of a daemon that seems to have more of them than it keeps none counts as one: some are leaks.
+    """
+    found = list(found)
+    alive = {each.daemon for each in found if "forkserver.py" in each.command and each.sandbox is None}
+    launched = {each.sandbox for each in found if each.command.startswith("/dev/sandbox-init")}
+    slots: dict[str | None, set[str]] = defaultdict(set)
+    for each in found:
+        if each.sandbox and each.sandbox not in launched and each.daemon in alive:
+            slots[each.daemon].add(each.sandbox)
+    return frozenset[str]().union(*(ids for ids in slots.values() if len(ids) <= READY))
 
 
 def _described(pid: str) -> tuple[Process, bool] | None:

@@ -23,17 +23,25 @@ Findings = dict[str, tuple[list[str], list[str]]]
 
 
 def ask(daemon: Daemon) -> Sets:
-    """Every witness but the API, which need not be up."""
-    processes = [each for each in census.processes() if each.sandbox and each.daemon == str(daemon.root)]
-    return {
-        "monitors": frozenset(each.sandbox or "" for each in processes if "bwrap" in each.command.split(" ")[0]),
-        "inits": frozenset(each.sandbox or "" for each in processes if each.command.startswith("/dev/sandbox-init")),
+    """Every witness but the API, which need not be up. None of them counts the slots that wait."""
+    processes = [each for each in census.processes() if each.daemon == str(daemon.root)]
+    marked = [each for each in processes if each.sandbox]
+    seen = {
+        "monitors": {each.sandbox or "" for each in marked if "bwrap" in each.command.split(" ")[0]},
+        "inits": {each.sandbox or "" for each in marked if each.command.startswith("/dev/sandbox-init")},
         "cgroups": _cgroups(daemon),
-        "files": frozenset(os.listdir(daemon.state / "sandboxes")),
-        "runtime": frozenset(os.listdir(daemon.runtime / "sandboxes")),
-        "trash": frozenset(os.listdir(daemon.state / "trash")),
-        "mounts": frozenset(_mounts(daemon)),
+        "files": os.listdir(daemon.state / "sandboxes"),
+        "runtime": os.listdir(daemon.runtime / "sandboxes"),
+        "trash": os.listdir(daemon.state / "trash"),
+        "mounts": _mounts(daemon),
     }
+    slots = census.waiting(processes)
+    return {name: frozenset(found) - slots for name, found in seen.items()}
+
+
+def slots(daemon: Daemon) -> frozenset[str]:
+    """The ids of the slots that it keeps."""
+    return census.waiting(each for each in census.processes() if each.daemon == str(daemon.root))
 
 
 def init_of(sandbox: str) -> int:

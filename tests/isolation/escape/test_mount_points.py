@@ -18,7 +18,7 @@ from sandboxd.config import find_asset
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.bwrap import BwrapBackend
-from sandboxd.isolation.plan import IdRange, LaunchPlan
+from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.isolation.seccomp import compile_profile
 from sandboxd.model import Bind
 
@@ -58,16 +58,19 @@ def plan(tmp_path: Path, base: Path) -> LaunchPlan:
     """An innocent launch: the base image below an empty layer, with a directory of the host shown at /mnt/shown."""
     for name in ("layer", "disk/upper", "disk/work", "runtime", "shown"):
         (tmp_path / name).mkdir(parents=True)
-    return LaunchPlan(
+    slot = Slot(
         sandbox="s" + uuid.uuid4().hex[:20],
         ids=IdRange(start=RANGE, idmapped=True),
+        runtime=tmp_path / "runtime",
+        boot_id=str(uuid.uuid4()),
+        init=find_asset("rootfs/init/build/sandbox-init"),
+    )
+    return LaunchPlan(
+        slot=slot,
         layers=(tmp_path / "layer", base),
         writable=tmp_path / "disk",
-        runtime=tmp_path / "runtime",
         hostname="sandbox",
-        boot_id=str(uuid.uuid4()),
         machine_id=uuid.uuid4().hex,
-        init=find_asset("rootfs/init/build/sandbox-init"),
         binds=(Bind(source=tmp_path / "shown", target="/mnt/shown"),),
         hidden=("/srv/hidden",),
     )
