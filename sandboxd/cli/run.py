@@ -25,7 +25,7 @@ from sandboxd.cli.output import Failure, NotExecutable, NotFound, RunFailure, co
 from sandboxd.cli.runner import SANDBOX, explain, with_client
 from sandboxd.cli.signals import SignalRelay, under_signals
 from sandboxd.client import ApiError, Client, ClientError, Sandbox
-from sandboxd.client.api import Command
+from sandboxd.client.calls import Command
 
 # Options end where the command begins, so that its own need no `--` before them.
 COMMAND_LAST = {"allow_interspersed_args": False}

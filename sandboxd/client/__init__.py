@@ -6,7 +6,8 @@
         async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation
+api.py         Client: one method per operation; those of background commands and terminals are in
+               background.py and ptys.py, and calls.py is what all of them stand on
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -21,6 +22,8 @@ No method takes a timeout: use `trio.fail_after`. Cancelling a call closes its c
 from sandboxd.client.address import Address as Address
 from sandboxd.client.address import default_address as default_address
 from sandboxd.client.api import Client as Client
+from sandboxd.client.background import Ended as Ended
+from sandboxd.client.background import LogEvent as LogEvent
 from sandboxd.client.errors import ApiError as ApiError
 from sandboxd.client.errors import ClientError as ClientError
 from sandboxd.client.errors import ConnectionLost as ConnectionLost
@@ -33,7 +36,9 @@ from sandboxd.client.execution import OutputLost as OutputLost
 from sandboxd.client.execution import Started as Started
 from sandboxd.client.execution import StdinClosed as StdinClosed
 from sandboxd.client.models import ApiKey as ApiKey
+from sandboxd.client.models import BackgroundCommand as BackgroundCommand
 from sandboxd.client.models import Capabilities as Capabilities
+from sandboxd.client.models import CommandLogs as CommandLogs
 from sandboxd.client.models import CommandResult as CommandResult
 from sandboxd.client.models import Event as Event
 from sandboxd.client.models import Health as Health
@@ -41,3 +46,8 @@ from sandboxd.client.models import Image as Image
 from sandboxd.client.models import LogRecord as LogRecord
 from sandboxd.client.models import Metrics as Metrics
 from sandboxd.client.models import Sandbox as Sandbox
+from sandboxd.client.ptys import Attached as Attached
+from sandboxd.client.ptys import PtyAttachment as PtyAttachment
+from sandboxd.client.ptys import PtyEvent as PtyEvent
+from sandboxd.client.ptys import Refused as Refused
+from sandboxd.client.ptys import Writer as Writer

@@ -1,17 +1,16 @@
 """The client: one method per operation of the daemon's native API."""
 
 import json
-import os
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote, urlencode
+from typing import Any
+from urllib.parse import quote
 
-from sandboxd.client.address import Address, default_address
+from sandboxd.client.background import CommandMethods
+from sandboxd.client.calls import Caller, Command, body_headers, command_wish, given, json_of, sandbox_path, target_of
 from sandboxd.client.execution import Exec, ExecEvent, read_event
-from sandboxd.client.http import Answer, Headers, HttpPool
+from sandboxd.client.http import Answer
 from sandboxd.client.models import (
     ApiKey,
     Capabilities,
@@ -24,33 +23,15 @@ from sandboxd.client.models import (
     Metrics,
     Sandbox,
 )
-from sandboxd.client.streams import Messages, OneChunk, Pages, read_object
-from sandboxd.client.websocket import WebSocket
-
-Command = str | Sequence[str]
-"""a string for the sandbox's shell, or a program and its arguments"""
+from sandboxd.client.ptys import PtyMethods
+from sandboxd.client.streams import Messages, OneChunk, Pages
 
 
-class Client:
+class Client(CommandMethods, PtyMethods, Caller):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.
     """
-
-    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
-        """By default the daemon of SANDBOXD_URL or of this user, with the key of SANDBOXD_API_KEY."""
-        self.address = default_address() if url is None else Address.parse(url)
-        key = os.environ.get("SANDBOXD_API_KEY") if api_key is None else api_key
-        self._auth = [("Authorization", f"Bearer {key}")] if key else []
-        self._pool = HttpPool(self.address, self._auth)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.close()
 
     # The daemon
 
@@ -76,7 +57,7 @@ class Client:
         hostname: str | None = None,
     ) -> Sandbox:
         """`limits`: memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps. None is the default."""
-        wish = _given(
+        wish = given(
             image=image,
             name=name,
             env=env,
@@ -91,7 +72,7 @@ class Client:
 
     async def get(self, sandbox: str) -> Sandbox:
         """By id or name, as everywhere below."""
-        return Sandbox.read(await self._call("GET", _path(sandbox)))
+        return Sandbox.read(await self._call("GET", sandbox_path(sandbox)))
 
     def sandboxes(
         self, *, status: str | None = None, metadata: Mapping[str, str] | None = None, page: int = 100
@@ -100,7 +81,7 @@ class Client:
         labels = {f"metadata.{key}": value for key, value in (metadata or {}).items()}
 
         async def fetch(cursor: str | None) -> tuple[list[Sandbox], str | None]:
-            query = _given(limit=page, status=status, cursor=cursor, **labels)
+            query = given(limit=page, status=status, cursor=cursor, **labels)
             answer = await self._call("GET", "/v1/sandboxes", query=query)
             return [Sandbox.read(raw) for raw in answer["sandboxes"]], answer.get("next_cursor")
 
@@ -108,14 +89,14 @@ class Client:
 
     async def delete(self, sandbox: str) -> None:
         """Returns once nothing of it is left."""
-        await self._call("DELETE", _path(sandbox))
+        await self._call("DELETE", sandbox_path(sandbox))
 
     async def set_timeout(self, sandbox: str, *, timeout_ms: int | None) -> Sandbox:
         """Its lifetime from now; None lets it live until it is deleted."""
-        return Sandbox.read(await self._call("POST", _path(sandbox, "timeout"), {"timeout_ms": timeout_ms}))
+        return Sandbox.read(await self._call("POST", sandbox_path(sandbox, "timeout"), {"timeout_ms": timeout_ms}))
 
     async def metrics(self, sandbox: str) -> Metrics:
-        return Metrics.read(await self._call("GET", _path(sandbox, "metrics")))
+        return Metrics.read(await self._call("GET", sandbox_path(sandbox, "metrics")))
 
     # Commands
 
@@ -132,7 +113,7 @@ class Client:
         max_output_bytes: int | None = None,
     ) -> CommandResult:
         """Run a command to its end. A command that fails is a result, not an error."""
-        wish = _given(
+        wish = given(
             cwd=cwd,
             env=env,
             user=user,
@@ -141,7 +122,9 @@ class Client:
             max_output_bytes=max_output_bytes,
             encoding="base64",
         )
-        return CommandResult.read(await self._call("POST", _path(sandbox, "shell"), {**_command(command), **wish}))
+        return CommandResult.read(
+            await self._call("POST", sandbox_path(sandbox, "shell"), {**command_wish(command), **wish})
+        )
 
     @asynccontextmanager
     async def shell_stream(
@@ -157,9 +140,9 @@ class Client:
     ) -> AsyncIterator[AsyncIterator[ExecEvent]]:
         """Run a command to its end and get its output as it comes; leaving the context early kills it."""
         stdin_b64 = None if stdin is None else b64encode(stdin).decode()
-        wish = _given(cwd=cwd, env=env, user=user, stdin_b64=stdin_b64, timeout_ms=timeout_ms, encoding="base64")
-        body = json.dumps({**_command(command), **wish}).encode()
-        async with self._follow("POST", _path(sandbox, "shell/stream"), body) as answer:
+        wish = given(cwd=cwd, env=env, user=user, stdin_b64=stdin_b64, timeout_ms=timeout_ms, encoding="base64")
+        body = json.dumps({**command_wish(command), **wish}).encode()
+        async with self._follow("POST", sandbox_path(sandbox, "shell/stream"), body) as answer:
             yield Messages[ExecEvent](answer, read_event)
 
     @asynccontextmanager
@@ -179,17 +162,12 @@ class Client:
 
         Leaving the context kills the command if it still runs.
         """
-        options = _given(cwd=cwd, env=env, user=user, timeout_ms=timeout_ms)
+        options = given(cwd=cwd, env=env, user=user, timeout_ms=timeout_ms)
         if terminal is not None:
             options["terminal"] = {"cols": terminal[0], "rows": terminal[1]}
-        websocket = WebSocket(await self.address.connect())
-        try:
-            target = self.address.prefix + _path(sandbox, "exec")
-            await websocket.open(self.address.authority, target, self._auth)
-            await websocket.send(json.dumps({"type": "start", **_command(command), "stdin": stdin, **options}))
+        async with self._websocket(sandbox_path(sandbox, "exec")) as websocket:
+            await websocket.send(json.dumps({"type": "start", **command_wish(command), "stdin": stdin, **options}))
             yield Exec(websocket)
-        finally:
-            await websocket.aclose()
 
     # Files
 
@@ -210,18 +188,18 @@ class Client:
         """
         chunks = OneChunk(data) if isinstance(data, bytes) else data
         length = len(data) if isinstance(data, bytes) else size
-        query = _given(path=path, mode=None if mode is None else f"{mode:04o}", user=user)
+        query = given(path=path, mode=None if mode is None else f"{mode:04o}", user=user)
         if parents:
             query["parents"] = "true"
-        target = _target(_path(sandbox, "files"), query)
-        headers = _body_headers("application/octet-stream", length)
+        target = target_of(sandbox_path(sandbox, "files"), query)
+        headers = body_headers("application/octet-stream", length)
         async with self._pool.exchange("PUT", target, chunks, headers) as answer:
-            return int((await _json(answer))["size"])
+            return int((await json_of(answer))["size"])
 
     @asynccontextmanager
     async def download(self, sandbox: str, path: str, *, user: str | None = None) -> AsyncIterator[Answer]:
         """A file's content: `answer.size`, then iterate over `answer`, or `await answer.read()`."""
-        target = _target(_path(sandbox, "files"), _given(path=path, user=user))
+        target = target_of(sandbox_path(sandbox, "files"), given(path=path, user=user))
         async with self._pool.exchange("GET", target) as answer:
             yield answer
 
@@ -231,7 +209,7 @@ class Client:
         self, *, after: int = 0, limit: int = 100, sandbox: str | None = None
     ) -> tuple[list[Event], int | None]:
         """Up to `limit` past events after the one with id `after`, and where the next page starts."""
-        answer = await self._call("GET", "/v1/events", query=_given(after=after, limit=limit, sandbox=sandbox))
+        answer = await self._call("GET", "/v1/events", query=given(after=after, limit=limit, sandbox=sandbox))
         return [Event.read(raw) for raw in answer["events"]], answer.get("next_after")
 
     @asynccontextmanager
@@ -239,7 +217,7 @@ class Client:
         self, *, after: int | None = None, sandbox: str | None = None
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Events as they happen, from now or after the one with id `after`."""
-        target = _target("/v1/events", _given(follow="true", after=after, sandbox=sandbox))
+        target = target_of("/v1/events", given(follow="true", after=after, sandbox=sandbox))
         async with self._follow("GET", target) as answer:
             yield Messages[Event](answer, lambda _, data: Event.read(data))
 
@@ -251,7 +229,7 @@ class Client:
     @asynccontextmanager
     async def follow_log(self, *, after: int | None = None) -> AsyncIterator[AsyncIterator[LogRecord]]:
         """Lines of the daemon's log as they are written, from now or after the one with id `after`."""
-        target = _target("/v1/log", _given(follow="true", after=after))
+        target = target_of("/v1/log", given(follow="true", after=after))
         async with self._follow("GET", target) as answer:
             yield Messages[LogRecord](answer, lambda _, data: LogRecord.read(data))
 
@@ -266,9 +244,9 @@ class Client:
 
     async def import_image(self, name: str, archive: AsyncIterable[bytes], *, size: int | None = None) -> Image:
         """Make an image from a tar archive of a root file system."""
-        target = _target("/v1/images/import", {"name": name})
-        async with self._pool.exchange("POST", target, archive, _body_headers("application/x-tar", size)) as answer:
-            return Image.read(await _json(answer))
+        target = target_of("/v1/images/import", {"name": name})
+        async with self._pool.exchange("POST", target, archive, body_headers("application/x-tar", size)) as answer:
+            return Image.read(await json_of(answer))
 
     @asynccontextmanager
     async def build_image(self, recipe: str, *, rebuild: bool = False) -> AsyncIterator[AsyncIterator[str | Image]]:
@@ -289,47 +267,8 @@ class Client:
     async def revoke_key(self, key: str) -> None:
         await self._call("DELETE", f"/v1/keys/{quote(key, safe='')}")
 
-    # How
-
-    async def _call(self, method: str, path: str, body: Any = None, *, query: Json | None = None) -> dict[str, Any]:
-        data = b"" if body is None else json.dumps(body).encode()
-        async with self._pool.exchange(method, _target(path, query), data) as answer:
-            return await _json(answer)
-
-    @asynccontextmanager
-    async def _follow(self, method: str, target: str, body: bytes = b"") -> AsyncIterator[Answer]:
-        async with self._pool.exchange(method, target, body, [("Accept", "text/event-stream")]) as answer:
-            yield answer
-
 
 def _build_news(name: str, data: dict[str, Any]) -> str | Image | None:
     if name == "image":
         return Image.read(data)
     return str(data["message"]) if name == "progress" else None
-
-
-async def _json(answer: Answer) -> dict[str, Any]:
-    return read_object(await answer.read())
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Without those that are None: the daemon's defaults hold for them."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _body_headers(content_type: str, size: int | None) -> Headers:
-    """Of a streamed body; one of unknown size is sent in chunks."""
-    framing = ("Transfer-Encoding", "chunked") if size is None else ("Content-Length", str(size))
-    return [("Content-Type", content_type), framing]
-
-
-def _command(command: Command) -> dict[str, Any]:
-    return {"cmd": command} if isinstance(command, str) else {"argv": [*command]}
-
-
-def _path(sandbox: str, operation: str = "") -> str:
-    return f"/v1/sandboxes/{quote(sandbox, safe='')}{'/' if operation else ''}{operation}"
-
-
-def _target(path: str, query: Json | None) -> str:
-    return f"{path}?{urlencode(query)}" if query else path

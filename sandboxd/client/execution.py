@@ -6,10 +6,10 @@ JSON. Stdin is paced by a window, so that what a command does not read stays wit
 
 import json
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import trio
 
@@ -70,6 +70,9 @@ class Exited:
 ExecEvent = Started | Output | OutputLost | StdinClosed | Exited
 
 
+E = TypeVar("E")
+
+
 class StdinWindow:
     """How much of stdin may be under way: what was sent and has not been taken by the command. Pure."""
 
@@ -94,14 +97,16 @@ class StdinWindow:
         self._taken = total
 
 
-class Exec:
-    """One running command. Leaving its context ends the connection, and with it the command if it still runs.
+class Conversation(Generic[E]):
+    """With one running command: `Exec` and `PtyAttachment` are the two kinds.
 
     One task should keep calling `receive`: it also carries the acknowledgements that `send_stdin` waits for.
     """
 
-    def __init__(self, websocket: WebSocket) -> None:
+    def __init__(self, websocket: WebSocket, read: Callable[[str, dict[str, Any]], E | None]) -> None:
+        """`read` makes events of the daemon's messages, but for output and stdin."""
         self._websocket = websocket
+        self._read = read
         self._window = StdinWindow()
         self._room_made = trio.lowlevel.ParkingLot()
         self._stdin_open = True
@@ -110,13 +115,13 @@ class Exec:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ExecEvent:
+    async def __anext__(self) -> E | Output | StdinClosed:
         try:
             return await self.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
 
-    async def receive(self) -> ExecEvent:
+    async def receive(self) -> E | Output | StdinClosed:
         """The next event; `Exited` is the last. Raises: ApiError, ConnectionLost; EndOfChannel after the last."""
         if self._ended:
             raise trio.EndOfChannel
@@ -133,7 +138,7 @@ class Exec:
             self._end()
         return event
 
-    def _interpret(self, message: str | bytes | bytearray) -> ExecEvent | None:
+    def _interpret(self, message: str | bytes | bytearray) -> E | Output | StdinClosed | None:
         if not isinstance(message, str):
             return _output(message)
         try:
@@ -142,7 +147,7 @@ class Exec:
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ConnectionLost(f"cannot read the daemon's message: {error!r}") from error
 
-    def _interpret_json(self, kind: str, fields: dict[str, Any]) -> ExecEvent | None:
+    def _interpret_json(self, kind: str, fields: dict[str, Any]) -> E | StdinClosed | None:
         match kind:
             case "stdin_ack":
                 self._window.note_taken(fields["total"])
@@ -152,7 +157,7 @@ class Exec:
                 return StdinClosed()
             case "error":
                 raise error_from(fields, status=500)
-        return read_event(kind, fields)
+        return self._read(kind, fields)
 
     async def send_stdin(self, data: bytes) -> None:
         """Wait until the command has taken enough, then send. Raises: BrokenResourceError once it no longer reads.
@@ -214,6 +219,13 @@ class Exec:
     def _end(self) -> None:
         self._ended = True
         self._close_window()
+
+
+class Exec(Conversation[ExecEvent]):
+    """Leaving its context ends the connection, and with it the command if it still runs."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        super().__init__(websocket, read_event)
 
 
 def read_event(kind: str, fields: Mapping[str, Any]) -> ExecEvent | None:

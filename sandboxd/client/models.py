@@ -106,6 +106,67 @@ class CommandResult(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundCommand(Model):
+    """A command in the background, or a terminal."""
+
+    command_id: str
+    pid: int
+    """inside the sandbox"""
+    status: str
+    """starting, running, exited, killed, or lost: its machine ended under it"""
+    cmd: str = ""
+    user: str = ""
+    cwd: str = ""
+    stdin: bool = False
+    terminal: Mapping[str, int] | None = None
+    """its cols and rows"""
+    created_at: datetime | None = field(default=None, metadata=TIME)
+    started_at: datetime | None = field(default=None, metadata=TIME)
+    ended_at: datetime | None = field(default=None, metadata=TIME)
+    exit_code: int | None = None
+    """128+n when signal n ended it"""
+    signal: str | None = None
+    duration_ms: float | None = None
+    timed_out: bool = False
+    oom_killed: bool = False
+    output_incomplete: bool = False
+    unlogged_bytes: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.status in {"exited", "killed", "lost"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLogs(Model):
+    """Output of a background command, as exact bytes."""
+
+    stdout: bytes = field(metadata=BASE64)
+    stderr: bytes = field(metadata=BASE64)
+    status: str
+    cursor: str
+    """ask with it for what follows"""
+    exit_code: int | None = None
+    lost_bytes: int = 0
+    more: bool = False
+    """there is more already"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtyOutput(Model):
+    """What a terminal has shown since it was read last."""
+
+    data_b64: bytes = field(metadata=BASE64)
+    alive: bool
+    exit_code: int | None = None
+    lost_bytes: int = 0
+
+    @property
+    def data(self) -> bytes:
+        return self.data_b64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics(Model):
     """None is what the host cannot tell."""
 

@@ -129,7 +129,7 @@ class _Client:
                         offset += len(item.data)
                     else:
                         offset += item.lost
-                        await self._say(type="gap", lost_bytes=item.lost, offset=offset)
+                        await self._say(type="gap", stream="stdout", lost_bytes=item.lost, offset=offset)
         record = self._record
         if record.status is CommandStatus.LOST:
             raise SandboxLost(f"cannot follow terminal {record.id} any more: its machine has ended")
