@@ -72,6 +72,8 @@ class SandboxConfig(_Section):
     """newest output kept of each background command and terminal, on disk"""
     commands_kept: Annotated[int, Field(ge=1, le=10_000)] = 100
     """ended background commands and terminals kept per sandbox, with their logs; the oldest go first"""
+    watch_idle_limit: Seconds = 3600.0
+    """a watch that nobody polled or streamed for so long is stopped"""
     lenient_limits: bool = False
     """accept limits that this host cannot enforce (they are reported as not enforced) instead of refusing them"""
 

@@ -338,6 +338,72 @@ class FileInfo:
     target: str | None = None
 
 
+# -- watches ------------------------------------------------------------------------------------------------------
+
+
+class WatchSource(enum.StrEnum):
+    CHANGES = "changes"
+    """create, modify and remove, folded together within moments"""
+    RAW = "raw"
+    """create, write, chmod, rename and remove, each as the kernel tells it"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchSpec:
+    path: str
+    """absolute"""
+    recursive: bool = True
+    ignore: tuple[str, ...] = ()
+    """patterns as of fnmatch(3): with a slash for paths relative to the directory, without for any name"""
+    source: WatchSource = WatchSource.CHANGES
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWatch:
+    """What of a watch outlives the daemon."""
+
+    id: str
+    sandbox: str
+    created_at: float
+    spec: WatchSpec
+
+
+class WatchEventType(enum.StrEnum):
+    CREATE = "create"
+    MODIFY = "modify"
+    WRITE = "write"
+    CHMOD = "chmod"
+    RENAME = "rename"
+    REMOVE = "remove"
+    OVERFLOW = "overflow"
+    ENDED = "ended"
+
+
+class OverflowReason(enum.StrEnum):
+    READER = "reader"
+    """this reader fell behind what is kept"""
+    KERNEL = "kernel"
+    """more happened than could be told"""
+    RESTART = "restart"
+    """the watch was begun again, and nobody watched in between"""
+    LIMIT = "limit"
+    """a directory cannot be watched: too many of them, or its path is too long"""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    id: int
+    """grows, also across restarts of the daemon"""
+    type: WatchEventType
+    path: str
+    """relative to the watched directory, which itself is "."; bytes that are no UTF-8 as surrogates"""
+    is_directory: bool
+    cookie: int = 0
+    """joins the rename of the old name and the create of the new one, if not 0"""
+    reason: OverflowReason | None = None
+
+
 # -- events, metrics, keys ----------------------------------------------------------------------------------------
 
 

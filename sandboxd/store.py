@@ -17,7 +17,7 @@ import trio
 from pydantic import TypeAdapter
 
 from sandboxd.errors import StartupError, Unavailable
-from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Sandbox, Scope
+from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Sandbox, Scope, StoredWatch, WatchSpec
 
 T = TypeVar("T")
 
@@ -38,6 +38,9 @@ MIGRATIONS = (
     CREATE TABLE commands (id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, created_at REAL NOT NULL, body TEXT NOT NULL);
     CREATE INDEX commands_of ON commands (sandbox);
     """,
+    """
+    CREATE TABLE watches (id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, created_at REAL NOT NULL, spec TEXT NOT NULL);
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
@@ -46,6 +49,7 @@ EVENTS_SLACK = 1_000
 
 _SANDBOX = TypeAdapter(Sandbox)
 _COMMAND = TypeAdapter(CommandRecord)
+_WATCH = TypeAdapter(WatchSpec)
 _EVENT_COLUMNS = "id, at, kind, sandbox, facts"
 _KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
 
@@ -90,6 +94,7 @@ class Store:
         def write(db: sqlite3.Connection) -> list[Event]:
             db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
             db.execute("DELETE FROM commands WHERE sandbox = ?", (sandbox,))
+            db.execute("DELETE FROM watches WHERE sandbox = ?", (sandbox,))
             return _add_events(db, events)
 
         return await self._transaction(write)
@@ -124,6 +129,30 @@ class Store:
         def read(db: sqlite3.Connection) -> list[CommandRecord]:
             rows = db.execute("SELECT body FROM commands ORDER BY created_at, id")
             return [_COMMAND.validate_json(body) for (body,) in rows]
+
+        return await self._transaction(read)
+
+    async def save_watch(self, watch: StoredWatch) -> None:
+        """A new one. Nothing happens if its sandbox is gone already."""
+
+        def write(db: sqlite3.Connection) -> None:
+            spec = _WATCH.dump_json(watch.spec).decode()
+            db.execute(
+                "INSERT INTO watches SELECT ?, id, ?, ? FROM sandboxes WHERE id = ?",
+                (watch.id, watch.created_at, spec, watch.sandbox),
+            )
+
+        await self._transaction(write)
+
+    async def forget_watch(self, watch: str) -> None:
+        await self._transaction(lambda db: db.execute("DELETE FROM watches WHERE id = ?", (watch,)))
+
+    async def watches(self) -> list[StoredWatch]:
+        """All of them, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[StoredWatch]:
+            rows = db.execute("SELECT id, sandbox, created_at, spec FROM watches ORDER BY created_at, id")
+            return [StoredWatch(row[0], row[1], row[2], _WATCH.validate_json(row[3])) for row in rows]
 
         return await self._transaction(read)
 

@@ -74,6 +74,8 @@ class Sandboxes:
         self._slots = Slots(host)
         self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
         """residents to begin beside each machine of an earlier daemon that was found running"""
+        self.on_machine: list[Callable[[Entry], Awaitable[None]]] = []
+        """residents to begin beside every machine"""
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Sandboxes:
                 entry.attended.set()
                 await self._oom.add(running.cgroup, entry.sandbox.id, entry.note_oom)
                 nursery.start_soon(_wake_at_end, entry, running)
-                for resident in self.on_found if found else ():
+                for resident in (*self.on_machine, *(self.on_found if found else ())):
                     entry.begin_resident(resident, entry)
                 await self._watch_time(entry, until=lambda: entry.running is not running or running.ended())
                 nursery.cancel_scope.cancel("it is known how this ends")

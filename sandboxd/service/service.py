@@ -21,6 +21,7 @@ from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.service.terminals import Terminals
+from sandboxd.service.watches import Watches
 from sandboxd.store import Store
 
 # Which of CgroupTree.limits each limit of ours needs.
@@ -62,6 +63,7 @@ class Service:
         events: EventLog,
         keys: Keys,
         images: ImageStore,
+        watches: Watches,
         capabilities: Capabilities,
     ) -> None:
         self.config = config
@@ -71,6 +73,7 @@ class Service:
         self.events = events
         self.keys = keys
         self.images = images
+        self.watches = watches
         self.metrics = MetricsReader()
         self.capabilities = capabilities
         self.node = platform.node()
@@ -176,6 +179,9 @@ async def open_service(
         background = BackgroundCommands(store, host.disk, config.sandbox)
         await background.load()
         sandboxes.on_found.append(background.resume)
+        watches = Watches(store, idle_limit=config.sandbox.watch_idle_limit)
+        await watches.load()
+        sandboxes.on_machine.append(watches.attend)
         await sandboxes.recover()
         for task in (oom.run, sandboxes.purge_discarded, sandboxes.keep_slots, keys.note_uses):
             nursery.start_soon(task)
@@ -187,6 +193,7 @@ async def open_service(
                 events=events,
                 keys=keys,
                 images=images,
+                watches=watches,
                 capabilities=capabilities,
             )
         finally:

@@ -14,13 +14,13 @@ from sandboxd.http.streams import ServerSentEvent, sse_response
 
 async def events(call: Call) -> EventList | TrioResponse:
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
-        return sse_response(_follow(call, _resume_after(call.query.after)))
+        return sse_response(_follow(call, resume_after(call.query.after)))
     after = call.query.after or 0
     found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=call.query.sandbox)
     return EventList(events=[EventView.of(event) for event in found], next_after=found[-1].id if found else after)
 
 
-def _resume_after(after: int | None) -> int | None:
+def resume_after(after: int | None) -> int | None:
     """A reconnecting EventSource says where it was."""
     last = request.headers.get("last-event-id", "")
     return int(last) if last.isdecimal() and len(last) < 19 else after

@@ -14,7 +14,7 @@ MAX_ENVIRONMENT = 256
 DAY_MS = 24 * 3600 * 1000
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("it contains a NUL character")
     return text
@@ -29,7 +29,7 @@ def _printable(text: str) -> str:
 def _absolute(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError("it must be an absolute path, beginning with /")
-    return _without_nul(text)
+    return without_nul(text)
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
@@ -41,14 +41,14 @@ OptionalPath = Annotated[
     str, StringConstraints(max_length=4095), AfterValidator(lambda text: text and _absolute(text))
 ]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
-EnvValue = Annotated[str, StringConstraints(max_length=131_000), AfterValidator(_without_nul)]
+EnvValue = Annotated[str, StringConstraints(max_length=131_000), AfterValidator(without_nul)]
 Env = Annotated[dict[EnvName, EnvValue], Field(max_length=MAX_ENVIRONMENT)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
 Metadata = Annotated[
     dict[MetadataKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=MAX_ENVIRONMENT)
 ]
 # One argument may have 128 KiB (MAX_ARG_STRLEN in the kernel, with its final NUL).
-Argument = Annotated[str, StringConstraints(max_length=131_071), AfterValidator(_without_nul)]
+Argument = Annotated[str, StringConstraints(max_length=131_071), AfterValidator(without_nul)]
 
 
 class Request(BaseModel):

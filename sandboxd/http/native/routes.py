@@ -29,6 +29,7 @@ from sandboxd.http.native.sandbox_schemas import (
     SetTimeout,
     Stop,
 )
+from sandboxd.http.native.watch_routes import WATCH_ROUTES
 from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
@@ -67,6 +68,8 @@ API = (
     *COMMAND_ROUTES,
 
     *FILE_ROUTES,
+
+    *WATCH_ROUTES,
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
           query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),
