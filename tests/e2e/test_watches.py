@@ -322,7 +322,7 @@ class TestManyAndMuch:
         watched = watch(daemon, sandbox, path="place", source="raw")
         script = (
             "import os\nos.chdir('/home/user/place')\n"
-            "for n in range(40000):\n open(f'd{n % 50}', 'w').close()\n os.rename(f'd{n % 50}', 'x')\n"
+            "for n in range(20000):\n open(f'd{n % 50}', 'w').close()\n os.rename(f'd{n % 50}', 'x')\n"
         )
         before = resident_kb(daemon.pid)
         storm = threading.Thread(target=lambda: watched.shell(f'python3 -c "{script}"', timeout_ms=120_000))
@@ -333,6 +333,9 @@ class TestManyAndMuch:
             assert daemon.call("GET", "/v1/health").status == 200
             slowest = max(slowest, time.monotonic() - begun)
         storm.join()
+        # What happens before the storm is digested may be among what the overflow says is lost; what follows is not.
+        while watched.poll(wait_ms=1000)["events"]:
+            pass
         watched.shell("mkdir ~/place/after")
         watched.events_until("after")
         assert resident_kb(daemon.pid) - before < 20_000
