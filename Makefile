@@ -14,8 +14,8 @@ SETUP := packaging/setup/setup
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: ## install what is missing: Debian packages, .venv, sandbox-init, the base image; seconds when nothing is
-	@$(SETUP) packages test-packages venv init image
+setup: ## install what is missing: Debian packages, .venv, sandbox-init, the images; seconds when nothing is
+	@$(SETUP) packages test-packages venv init image code-image
 
 run: ## set up, then show a sandbox's life on this repository (SHELL_IN=1: open a shell in it too)
 	@$(SETUP) packages venv init image

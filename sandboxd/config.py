@@ -78,6 +78,15 @@ class SandboxConfig(_Section):
     """accept limits that this host cannot enforce (they are reported as not enforced) instead of refusing them"""
 
 
+class CodeConfig(_Section):
+    ready_kernels: Annotated[int, Field(ge=0, le=8)] = 1
+    """kernels kept started ahead of need in each sandbox whose image has them"""
+    max_output: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 16 * MIB
+    """characters of stdout and stderr that one run may say; what is beyond is dropped and reported as truncated"""
+    max_results: Annotated[int, Field(ge=1024, le=256 * MIB)] = 32 * MIB
+    """characters of one run's results"""
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -101,6 +110,7 @@ class Config(_Section):
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
     http: HttpConfig = HttpConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    code: CodeConfig = CodeConfig()
 
     @field_validator("state_dir", "runtime_dir", "image_dir", "cgroup_root", "bwrap", "init", "seccomp_profile")
     @classmethod

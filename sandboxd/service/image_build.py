@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -34,7 +34,7 @@ from sandboxd.service.apt_sources import acquire_options, distribution_sources, 
 from sandboxd.service.host_image import host_config, write_host_root
 from sandboxd.service.image_files import Staging
 from sandboxd.service.images import ImageStore, Origin
-from sandboxd.service.recipes import DebianRecipe, HostRecipe, find_recipe, load_recipe, recipe_key
+from sandboxd.service.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, recipe_key
 
 Progress = Callable[[str], None]
 """Called with one line for people at each step, from the building thread or a helper of it."""
@@ -63,10 +63,10 @@ def build_image(
     Returns at once what the same recipe gave before on this machine, unless `rebuild`. Raises NotFound and
     InvalidRequest for the recipe, Unprocessable for a machine that lacks what the build needs.
     """
-    directory = find_recipe(recipe or name)
-    match load_recipe(directory):
+    complete = complete_recipe(find_recipe(recipe or name))
+    match complete.recipe:
         case DebianRecipe() as loaded:
-            return _build_debian(store, name, directory, loaded, rebuild=rebuild, progress=progress)
+            return _build_debian(store, name, complete.directories, loaded, rebuild=rebuild, progress=progress)
         case HostRecipe() as loaded:
             return _build_host(store, name, loaded, progress=progress)
 
@@ -88,12 +88,18 @@ def _build_host(store: ImageStore, name: str, recipe: HostRecipe, *, progress: P
 
 
 def _build_debian(
-    store: ImageStore, name: str, directory: Path, recipe: DebianRecipe, *, rebuild: bool, progress: Progress
+    store: ImageStore,
+    name: str,
+    directories: Sequence[Path],
+    recipe: DebianRecipe,
+    *,
+    rebuild: bool,
+    progress: Progress,
 ) -> Image:
     distribution, suite = _release(recipe)
     sources = distribution_sources(read_sources(), distribution=distribution, codename=suite)
     published = render_deb822(sources, passwords=False)
-    key = recipe_key(directory, suite, platform.machine(), published)
+    key = recipe_key(directories, suite, platform.machine(), published)
     if not rebuild and (built := store.find_built(key)) is not None:
         progress(f"{name}: unchanged, already built")
         return built if name in built.names else store.tag(built.digest, name)
@@ -102,7 +108,7 @@ def _build_debian(
         with tempfile.TemporaryDirectory(prefix="build-", dir=staging.path) as scratch:
             command = _mmdebstrap(
                 Path(scratch),
-                directory,
+                directories,
                 recipe,
                 suite,
                 sources=render_deb822(sources, passwords=True),
@@ -113,7 +119,7 @@ def _build_debian(
                 _drain(archive)
         return summary
 
-    origin = Origin(source=f"recipe {directory.name} ({distribution} {suite})", recipe=key)
+    origin = Origin(source=f"recipe {directories[-1].name} ({distribution} {suite})", recipe=key)
     return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
 
 
@@ -131,7 +137,7 @@ def _release(recipe: DebianRecipe) -> tuple[str, str]:
 
 
 def _mmdebstrap(
-    scratch: Path, directory: Path, recipe: DebianRecipe, suite: str, *, sources: str, published: str
+    scratch: Path, directories: Sequence[Path], recipe: DebianRecipe, suite: str, *, sources: str, published: str
 ) -> list[str]:
     """The complete command. `scratch` gets the files it refers to."""
     program = shutil.which("mmdebstrap")
@@ -142,10 +148,9 @@ def _mmdebstrap(
         )
     (scratch / "distribution.sources").write_text(sources)
     (scratch / "published.sources").write_text(published)
-    setup = directory / "setup"
     hooks = [_configure_apt(scratch / "published.sources")]
-    if setup.is_file():
-        hooks.append(f'/bin/sh {shlex.quote(str(setup))} "$1"')
+    setups = (directory / "setup" for directory in directories)
+    hooks += [f'/bin/sh {shlex.quote(str(setup))} "$1"' for setup in setups if setup.is_file()]
     stage = "extract" if recipe.variant == "extract" else "customize"  # the last one that the variant reaches
     return [
         *_confined(),

@@ -21,7 +21,7 @@ class OomWatch:
 
     async def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
         """Watch a sandbox's cgroup; `noticed` is called once for each batch of kills."""
-        kills = _kills(cgroup)
+        kills = kills_in(cgroup)
         if cgroup is not None and kills is not None:
             self._watched[cgroup] = (sandbox, noticed)
             self._seen[cgroup] = kills
@@ -42,7 +42,7 @@ class OomWatch:
                     await self._look(cgroup)
 
     async def _look(self, cgroup: Cgroup) -> None:
-        kills = _kills(cgroup)
+        kills = kills_in(cgroup)
         if kills is None or cgroup not in self._watched or kills <= self._seen[cgroup]:
             return
         new, self._seen[cgroup] = kills - self._seen[cgroup], kills
@@ -51,7 +51,7 @@ class OomWatch:
         await self._events.record(EventKind.OOM, sandbox, {"killed": new})
 
 
-def _kills(cgroup: Cgroup | None) -> int | None:
+def kills_in(cgroup: Cgroup | None) -> int | None:
     """How many processes the kernel killed in it for memory; None where that is not counted."""
     if cgroup is None:
         return None

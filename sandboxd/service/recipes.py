@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -44,6 +46,35 @@ class DebianRecipe(_Strict):
     config: RecipeConfig = RecipeConfig()
 
 
+class ExtensionRecipe(_Strict):
+    """Another Debian recipe and more: its packages and these, its script `setup` and then this one's."""
+
+    kind: Literal["extension"]
+    extends: str
+    """name of the other recipe, or its path"""
+    packages: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    include: list[str] = Field(default_factory=list)
+    config: RecipeConfig = RecipeConfig()
+
+    def onto(self, other: DebianRecipe) -> DebianRecipe:
+        """Both in one. What this one says about users and environment comes before what the other says."""
+        config = RecipeConfig(
+            user=self.config.user or other.config.user,
+            workdir=self.config.workdir or other.config.workdir,
+            env={**other.config.env, **self.config.env},
+        )
+        return DebianRecipe(
+            kind="debian",
+            suite=other.suite,
+            variant=other.variant,
+            packages=[*other.packages, *self.packages],
+            exclude=[*other.exclude, *self.exclude],
+            include=[*other.include, *self.include],
+            config=config,
+        )
+
+
 class HostRecipe(_Strict):
     """This machine's own system, shown read-only under a small root of its own."""
 
@@ -57,8 +88,17 @@ class HostRecipe(_Strict):
     config: RecipeConfig = RecipeConfig()
 
 
-AnyRecipe = Annotated[DebianRecipe | HostRecipe, Field(discriminator="kind")]
-_ADAPTER: Final[TypeAdapter[DebianRecipe | HostRecipe]] = TypeAdapter(AnyRecipe)
+AnyRecipe = DebianRecipe | ExtensionRecipe | HostRecipe
+_ADAPTER: Final[TypeAdapter[AnyRecipe]] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteRecipe:
+    """A recipe with all that it extends."""
+
+    recipe: DebianRecipe | HostRecipe
+    directories: tuple[Path, ...]
+    """where its files are, the one that extends nothing first"""
 
 
 def recipe_directories() -> tuple[Path, ...]:
@@ -81,7 +121,27 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def load_recipe(directory: Path) -> DebianRecipe | HostRecipe:
+def complete_recipe(directory: Path) -> CompleteRecipe:
+    """The recipe, extended ones followed to their end. Raises: InvalidRequest, NotFound."""
+    directories = [directory]
+    extensions: list[ExtensionRecipe] = []
+    while isinstance(recipe := load_recipe(directories[0]), ExtensionRecipe):
+        extensions.append(recipe)
+        extended = find_recipe(recipe.extends)
+        if extended in directories:
+            raise InvalidRequest(f"cannot use the recipe {directory}: it extends itself", kind="bad_recipe")
+        directories.insert(0, extended)
+    for extension in reversed(extensions):
+        if not isinstance(recipe, DebianRecipe):
+            raise InvalidRequest(
+                f"cannot use the recipe {directory}: only recipes of Debian packages can be extended",
+                kind="bad_recipe",
+            )
+        recipe = extension.onto(recipe)
+    return CompleteRecipe(recipe, tuple(directories))
+
+
+def load_recipe(directory: Path) -> AnyRecipe:
     """Raises InvalidRequest with the place in the file for anything that is wrong in it."""
     path = directory / "recipe.toml"
     try:
@@ -93,12 +153,13 @@ def load_recipe(directory: Path) -> DebianRecipe | HostRecipe:
         raise InvalidRequest(f"cannot read the recipe {path}: {error}", kind="bad_recipe") from error
 
 
-def recipe_key(directory: Path, *facts: str) -> str:
+def recipe_key(directories: Sequence[Path], *facts: str) -> str:
     """A digest of the recipe's files and of whatever else decides what comes out of it."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        contents = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(directory)}\0{contents}\n".encode())
+    for directory in directories:
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            contents = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(directory)}\0{contents}\n".encode())
     for fact in facts:
         digest.update(f"{fact}\0".encode())
     return digest.hexdigest()

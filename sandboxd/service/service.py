@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import trio
 
 from sandboxd.config import Config
-from sandboxd.errors import InvalidRequest, Unprocessable
+from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service import commands
 from sandboxd.service.background import BackgroundCommands
+from sandboxd.service.code import Code
 from sandboxd.service.entry import Host
 from sandboxd.service.events import EventLog
 from sandboxd.service.images import ImageStore
@@ -64,6 +65,7 @@ class Service:
         keys: Keys,
         images: ImageStore,
         watches: Watches,
+        code: Code,
         capabilities: Capabilities,
     ) -> None:
         self.config = config
@@ -75,6 +77,7 @@ class Service:
         self.images = images
         self.watches = watches
         self.metrics = MetricsReader()
+        self.code = code
         self.capabilities = capabilities
         self.node = platform.node()
         self.started = time.monotonic()
@@ -101,7 +104,10 @@ class Service:
             env={**image.env, **spec.env},
             timeout=self._lifetime(spec.timeout),
         )
-        return await self.sandboxes.create(filled, image)
+        sandbox = await self.sandboxes.create(filled, image)
+        with contextlib.suppress(NotFound):  # deleted already, by somebody who knows its name
+            self.code.prestart(self.sandboxes.entry(sandbox.id), image)
+        return sandbox
 
     async def remove_image(self, name: str) -> None:
         """Raises: NotFound, Conflict while a sandbox stands on it."""
@@ -194,6 +200,7 @@ async def open_service(
                 keys=keys,
                 images=images,
                 watches=watches,
+                code=Code(config.code),
                 capabilities=capabilities,
             )
         finally:

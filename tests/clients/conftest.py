@@ -24,9 +24,8 @@ class Access:
 def listening_on_tcp(daemon: Daemon) -> Daemon:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    return dataclasses.replace(
-        daemon, options=("--listen", f"unix:{daemon.socket}", "--listen", f"tcp:127.0.0.1:{port}")
-    )
+    addresses = ("--listen", f"unix:{daemon.socket}", "--listen", f"tcp:127.0.0.1:{port}")
+    return dataclasses.replace(daemon, options=(*daemon.options, *addresses))
 
 
 def serving(daemon: Daemon) -> Iterator[Daemon]:

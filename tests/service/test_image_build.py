@@ -13,7 +13,7 @@ from sandboxd.config import find_asset
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
 from sandboxd.service.image_build import build_image
 from sandboxd.service.images import ImageStore
-from sandboxd.service.recipes import DebianRecipe, HostRecipe, find_recipe, load_recipe, recipe_key
+from sandboxd.service.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, load_recipe, recipe_key
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images hold files of several owners")
 
@@ -53,6 +53,7 @@ def silent(line: str) -> None:
 def test_the_recipes_that_come_with_sandboxd_are_sound() -> None:
     assert isinstance(load_recipe(find_recipe("base")), DebianRecipe)
     assert isinstance(load_recipe(find_recipe("host")), HostRecipe)
+    assert isinstance(complete_recipe(find_recipe("code-interpreter")).recipe, DebianRecipe)
 
 
 def test_a_recipe_is_found_by_name_or_path(recipes: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_recipe_is_found_by_name_or_path(recipes: Path) -> None:
     assert find_recipe(str(own)) == own
     assert find_recipe("host") == find_asset("rootfs/recipes") / "host"
     for unknown in ("nothing", "/nowhere", "../recipes"):
-        with pytest.raises(NotFound, match="base, host"):
+        with pytest.raises(NotFound, match="base, code-interpreter, host"):
             find_recipe(unknown)
 
 
@@ -80,15 +81,48 @@ def test_what_is_wrong_in_a_recipe_is_named(text: str, reason: str, recipes: Pat
         load_recipe(write_recipe(recipes, "bad", text))
 
 
+MORE = 'kind = "extension"\nextends = "small"\npackages = ["more"]\nexclude = ["/x"]\n[config]\nenv = {B = "own"}\n'
+
+
+def test_a_recipe_that_extends_another_has_both(recipes: Path) -> None:
+    config = '[config]\nuser = "user"\nenv = {A = "1", B = "2"}\n'
+    small = write_recipe(recipes, "small", SMALL + config)
+    more = write_recipe(recipes, "more", MORE)
+    complete = complete_recipe(more)
+    assert complete.directories == (small, more)
+    assert isinstance(complete.recipe, DebianRecipe)
+    assert (complete.recipe.packages, complete.recipe.exclude) == (["busybox-static", "more"], ["/x"])
+    assert (complete.recipe.variant, complete.recipe.config.user) == ("extract", "user")
+    assert complete.recipe.config.env == {"A": "1", "B": "own"}
+    assert complete_recipe(small).directories == (small,)
+
+
+def test_what_a_recipe_cannot_extend(recipes: Path) -> None:
+    write_recipe(recipes, "small", MORE.replace("small", "more"))
+    with pytest.raises(InvalidRequest, match="extends itself"):
+        complete_recipe(write_recipe(recipes, "more", MORE))
+    with pytest.raises(InvalidRequest, match="only recipes of Debian packages"):
+        complete_recipe(write_recipe(recipes, "more", MORE.replace("small", "host")))
+    with pytest.raises(NotFound, match="nowhere"):
+        complete_recipe(write_recipe(recipes, "more", MORE.replace("small", "nowhere")))
+
+
+def test_both_recipes_are_set_up(store: ImageStore, recipes: Path) -> None:
+    write_recipe(recipes, "small", SMALL, 'echo one >>"$1/order"')
+    write_recipe(recipes, "more", MORE.replace('["more"]', "[]"), 'echo two >>"$1/order"')
+    image = build_image(store, "more", progress=silent)
+    assert (image.rootfs / "order").read_text() == "one\ntwo\n"
+
+
 def test_every_file_and_fact_of_a_recipe_counts(recipes: Path) -> None:
     directory = write_recipe(recipes, "small", SMALL)
-    keys = {recipe_key(directory, "a"), recipe_key(directory, "b"), recipe_key(directory, "a", "b")}
+    keys = {recipe_key([directory], "a"), recipe_key([directory], "b"), recipe_key([directory], "a", "b")}
     write_recipe(recipes, "small", SMALL, "true")
-    keys.add(recipe_key(directory, "a"))
+    keys.add(recipe_key([directory], "a"))
     write_recipe(recipes, "small", SMALL + "# comment", "true")
-    keys.add(recipe_key(directory, "a"))
+    keys.add(recipe_key([directory], "a"))
     assert len(keys) == 5
-    assert recipe_key(directory, "a") in keys
+    assert recipe_key([directory], "a") in keys
 
 
 # -- the base image -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """An ordinary user of this machine with subordinate ids, made for the tests and kept between runs for its images."""
 
+import fcntl
 import json
 import os
 import pwd
@@ -11,6 +12,8 @@ from pathlib import Path
 from sandboxd.kernel.userns import IDS_PER_RANGE
 
 NAME = "sandboxd-test"
+NAMES = ("base", "code-interpreter")
+"""the images"""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -56,27 +59,37 @@ def daemon_directory() -> Path:
 
 
 def images(built: Path) -> Path:
-    """The user's image directory, with a copy of `base` that is made when root's has changed."""
+    """The user's image directory, with copies of the images that tests use, made again when root's have changed."""
     own = home() / "images"
-    source = built / "names.json"
-    mark = home() / "images-of"
-    if not mark.exists() or mark.read_text() != source.read_text():
-        digest = json.loads(source.read_text())["base"]
-        with subprocess.Popen(
-            ["tar", "-C", str(built / digest / "rootfs"), "-c", "."], stdout=subprocess.PIPE
-        ) as tree:
-            run([sys.executable, "-c", _IMPORT, str(own)], stdin=tree.stdout.fileno() if tree.stdout else None)
-        assert tree.returncode == 0
-        mark.write_text(source.read_text())
+    digests = json.loads((built / "names.json").read_text())
+    with open(home() / "images.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests' other processes want them too
+        for name in filter(digests.__contains__, NAMES):
+            mark = home() / f"image-{name}-of"
+            if not mark.exists() or mark.read_text() != digests[name]:
+                _copy(built / digests[name] / "rootfs", own, name)
+                mark.write_text(digests[name])
     return own
 
 
+def _copy(root: Path, own: Path, name: str) -> None:
+    with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tree:
+        run([sys.executable, "-c", _IMPORT, str(own), name], stdin=tree.stdout.fileno() if tree.stdout else None)
+    assert tree.returncode == 0
+
+
 _IMPORT = """
+import contextlib
 import sys
 from pathlib import Path
+from sandboxd.errors import Conflict
 from sandboxd.service.image_build import open_image_store
 from sandboxd.service.images import ImageConfig
 store = open_image_store(Path(sys.argv[1]))
 config = ImageConfig(user="user", workdir="/home/user")
-store.import_tar(sys.stdin.buffer, "base", config=config)
+store.import_tar(sys.stdin.buffer, sys.argv[2], config=config)
+for image in store.list():
+    if not image.names:
+        with contextlib.suppress(Conflict):  # a daemon of another run stands on it
+            store.remove(image.digest)
 """

@@ -1,6 +1,7 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
 from sandboxd.http.native import daemon, events, images, keys, log, openapi, sandboxes
+from sandboxd.http.native.code_routes import CODE_ROUTES
 from sandboxd.http.native.command_routes import COMMAND_ROUTES
 from sandboxd.http.native.daemon_schemas import (
     BuildImage,
@@ -68,6 +69,7 @@ API = (
     *COMMAND_ROUTES,
 
     *FILE_ROUTES,
+    *CODE_ROUTES,
 
     *WATCH_ROUTES,
 
