@@ -87,6 +87,16 @@ class CodeConfig(_Section):
     """characters of one run's results"""
 
 
+class PortsConfig(_Section):
+    base_url: Annotated[str, Field(pattern=r"^https?://[a-z0-9.-]+(:[0-9]{1,5})?$")] | None = None
+    """where clients reach exposed ports, at `{port}-{id}` before its host name; by default http://localhost and the
+    port of the first TCP listener"""
+    response_timeout: Seconds = 300.0
+    """for a program on a port to begin its answer"""
+    idle_timeout: Seconds = 3600.0
+    """longest silence in the middle of its answer"""
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -111,6 +121,7 @@ class Config(_Section):
     http: HttpConfig = HttpConfig()
     sandbox: SandboxConfig = SandboxConfig()
     code: CodeConfig = CodeConfig()
+    ports: PortsConfig = PortsConfig()
 
     @field_validator("state_dir", "runtime_dir", "image_dir", "cgroup_root", "bwrap", "init", "seccomp_profile")
     @classmethod

@@ -33,6 +33,7 @@ from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgro
 from sandboxd.kernel.cgroups import block_device_of
 from sandboxd.service.disk import Disk
 from sandboxd.service.entry import Host
+from sandboxd.service.ports import PortNames
 from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.service import Capabilities, Service, open_service
 from sandboxd.store import open_store
@@ -50,7 +51,13 @@ async def run(config: Config, *, reload: Callable[[], Config]) -> None:
             store = await stack.enter_async_context(open_store(config.state_dir / "state.db"))
             host, capabilities = stack.enter_context(ready_host(config))
             service = await stack.enter_async_context(
-                open_service(config=config, store=store, host=host, capabilities=capabilities)
+                open_service(
+                    config=config,
+                    store=store,
+                    host=host,
+                    capabilities=capabilities,
+                    port_names=port_names(config, listeners),
+                )
             )
             await serve(config, service, listeners, reload=reload)
             notify("STOPPING=1")
@@ -201,6 +208,14 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
         if cgroups is not None:
             with contextlib.suppress(OSError):  # sandboxes live on in it; the next daemon finds it as it is
                 cgroups.remove()
+
+
+def port_names(config: Config, listeners: tuple[Listener, ...]) -> PortNames:
+    """What exposed ports are called: as configured, or under `localhost`, every name of which is this machine."""
+    if config.ports.base_url is not None:
+        return PortNames.of(config.ports.base_url)
+    tcp = [listener for listener in listeners if listener.label.startswith("tcp:")]
+    return PortNames.of(f"http://localhost:{tcp[0].label.rpartition(':')[2]}") if tcp else PortNames()
 
 
 def install_init(config: Config) -> Path:

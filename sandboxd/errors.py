@@ -6,11 +6,14 @@
      │   ├─ Unauthenticated        401  no key, or an unknown one
      │   ├─ Forbidden              403  the key lacks the scope
      │   ├─ NotFound               404  no such sandbox, command, image, key, file, …
+     │   ├─ TimedOut               408  the request's body stopped coming
      │   ├─ Conflict               409  the thing exists, or is in a state that forbids this
      │   ├─ TooLarge               413  body, file or output over a limit
      │   ├─ Unprocessable          422  well-formed, but this host or sandbox cannot do it
      │   ├─ TooManyRequests        429  a quota or rate of this caller is used up
      │   └─ Unavailable            503  the daemon is at capacity or going down; the same call may work later
+     ├─ BadGateway                 502  what listens on a sandbox's port (if anything does) gave no proper answer
+     ├─ GatewayTimeout             504  it gave none in time
      ├─ LaunchFailed               500  a sandbox could not be started though the request was right
      ├─ SandboxLost                410  the sandbox ended while the operation was under way
      └─ StartupError               the daemon cannot start: one sentence for the person, exit status 1
@@ -61,6 +64,11 @@ class NotFound(RequestError):
     default_kind = "not_found"
 
 
+class TimedOut(RequestError):
+    status = 408
+    default_kind = "timed_out"
+
+
 class Conflict(RequestError):
     status = 409
     default_kind = "conflict"
@@ -84,6 +92,16 @@ class TooManyRequests(RequestError):
 class Unavailable(RequestError):
     status = 503
     default_kind = "unavailable"
+
+
+class BadGateway(SandboxdError):
+    status = 502
+    default_kind = "bad_answer"
+
+
+class GatewayTimeout(SandboxdError):
+    status = 504
+    default_kind = "no_answer"
 
 
 class LaunchFailed(SandboxdError):

@@ -144,6 +144,18 @@ class Sandbox:
     machine: Machine | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """A port of a sandbox that has a host name of its own, where it is reached without a key."""
+
+    sandbox: str
+    port: int
+    created_at: float
+    expires_at: float | None = None
+    token_hash: str | None = None
+    """SHA-256 of the token that it takes; None: it is open to all who can reach the daemon"""
+
+
 # -- images -------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import trio
 from pydantic import TypeAdapter
 
 from sandboxd.errors import StartupError, Unavailable
-from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Sandbox, Scope, StoredWatch, WatchSpec
+from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Exposure, Sandbox, Scope, StoredWatch, WatchSpec
 
 T = TypeVar("T")
 
@@ -41,6 +41,12 @@ MIGRATIONS = (
     """
     CREATE TABLE watches (id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, created_at REAL NOT NULL, spec TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE exposures (
+        sandbox TEXT NOT NULL, port INTEGER NOT NULL, created_at REAL NOT NULL, expires_at REAL, token_hash TEXT,
+        PRIMARY KEY (sandbox, port)
+    );
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
@@ -51,6 +57,7 @@ _SANDBOX = TypeAdapter(Sandbox)
 _COMMAND = TypeAdapter(CommandRecord)
 _WATCH = TypeAdapter(WatchSpec)
 _EVENT_COLUMNS = "id, at, kind, sandbox, facts"
+_EXPOSURE_COLUMNS = ("sandbox", "port", "created_at", "expires_at", "token_hash")
 _KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
 
 
@@ -89,12 +96,13 @@ class Store:
         return await self._transaction(write)
 
     async def forget(self, sandbox: str, events: Sequence[NewEvent] = ()) -> list[Event]:
-        """Remove a sandbox's row and its commands', and record what happened."""
+        """Remove a sandbox's row and what hangs on it, and record what happened."""
 
         def write(db: sqlite3.Connection) -> list[Event]:
             db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
             db.execute("DELETE FROM commands WHERE sandbox = ?", (sandbox,))
             db.execute("DELETE FROM watches WHERE sandbox = ?", (sandbox,))
+            db.execute("DELETE FROM exposures WHERE sandbox = ?", (sandbox,))
             return _add_events(db, events)
 
         return await self._transaction(write)
@@ -209,6 +217,23 @@ class Store:
             db.executemany("UPDATE keys SET last_used_at = ? WHERE id = ?", [(at, key) for key, at in used.items()])
 
         await self._transaction(write)
+
+    async def save_exposure(self, exposure: Exposure) -> None:
+        """Insert or replace."""
+        row = tuple(getattr(exposure, name) for name in _EXPOSURE_COLUMNS)
+        await self._transaction(lambda db: db.execute("INSERT OR REPLACE INTO exposures VALUES (?, ?, ?, ?, ?)", row))
+
+    async def exposures(self) -> list[Exposure]:
+        def read(db: sqlite3.Connection) -> list[Exposure]:
+            rows = db.execute(f"SELECT {', '.join(_EXPOSURE_COLUMNS)} FROM exposures ORDER BY sandbox, port")
+            return [Exposure(**dict(zip(_EXPOSURE_COLUMNS, row, strict=True))) for row in rows]
+
+        return await self._transaction(read)
+
+    async def remove_exposure(self, sandbox: str, port: int) -> None:
+        await self._transaction(
+            lambda db: db.execute("DELETE FROM exposures WHERE sandbox = ? AND port = ?", (sandbox, port))
+        )
 
     async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await trio.to_thread.run_sync(self._run, work, limiter=self._limiter)

@@ -1,7 +1,7 @@
 """The application: every dialect's routes on one Quart app, and one place where errors become answers."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from quart.wrappers import Response
 from werkzeug.exceptions import HTTPException
@@ -10,7 +10,10 @@ from sandboxd.errors import SandboxdError
 from sandboxd.http.connection import SandboxdApp
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
+from sandboxd.http.proxy import PortProxy
+from sandboxd.http.proxy_routes import by_host, by_path
 from sandboxd.http.routes import add_routes, render
+from sandboxd.http.stack import ASGIFramework
 from sandboxd.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -24,14 +27,14 @@ _HINTS = {
 }
 
 
-def build_app(service: Service) -> SandboxdApp:
+def build_app(service: Service) -> ASGIFramework:
     app = SandboxdApp("sandboxd")
     app.config["BODY_TIMEOUT"] = service.config.http.body_idle_timeout
     add_routes(app, service, ROUTES)
     app.register_error_handler(SandboxdError, _domain_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
-    return app
+    return PortProxy(cast("ASGIFramework", app), service, (by_host(service.ports.names.domain), by_path))
 
 
 def error_response(status: int, message: str, kind: str, details: dict[str, Any]) -> Response:

@@ -9,7 +9,7 @@ from quart import request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 
 from sandboxd.errors import Forbidden, Unauthenticated
-from sandboxd.http.serving import peer_of
+from sandboxd.http.peer import Peer, peer_of
 from sandboxd.model import Scope
 from sandboxd.service.keys import Keys
 
@@ -21,18 +21,17 @@ _INCLUDES = {
 
 
 def authorize_request(keys: Keys, needed: Scope | None) -> None:
-    _authorize(request, keys, needed)
+    authorize(peer_of(request.scope), _secret(request), keys, needed)
 
 
 def authorize_websocket(keys: Keys, needed: Scope | None) -> None:
-    _authorize(websocket, keys, needed)
+    authorize(peer_of(websocket.scope), _secret(websocket), keys, needed)
 
 
-def _authorize(conversation: BaseRequestWebsocket, keys: Keys, needed: Scope | None) -> None:
+def authorize(peer: Peer, secret: str | None, keys: Keys, needed: Scope | None) -> None:
     """Raises: Unauthenticated without a known key, Forbidden when the key lacks the scope."""
-    if needed is None or peer_of(conversation.scope).credentials is not None:
+    if needed is None or peer.credentials is not None:
         return
-    secret = _secret(conversation)
     if secret is None:
         raise Unauthenticated(
             "cannot serve this without a key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; "
@@ -48,7 +47,11 @@ def _authorize(conversation: BaseRequestWebsocket, keys: Keys, needed: Scope | N
 
 
 def _secret(conversation: BaseRequestWebsocket) -> str | None:
-    scheme, _, token = conversation.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return conversation.headers.get("x-api-key") or None
+    return (
+        bearer_token(conversation.headers.get("authorization", "")) or conversation.headers.get("x-api-key") or None
+    )
+
+
+def bearer_token(authorization: str) -> str | None:
+    scheme, _, token = authorization.partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None

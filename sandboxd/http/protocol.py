@@ -14,24 +14,32 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h11
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection
+from wsproto.events import Event as WebsocketEvent
 
 from sandboxd.http.exchange import ExchangeTasks, WatchedEvent
 from sandboxd.http.stack import (
+    STREAM_ID,
     ASGIFramework,
     ASGIWebsocketState,
     Closed,
-    ConnectionState,
     Event,
     H2Protocol,
     H2ProtocolAssumedError,
     H11Protocol,
+    H11WSConnection,
     HypercornConfig,
     RawData,
     StreamBody,
+    StreamClosed,
+    StreamEvent,
+    StreamRequest,
     Updated,
     WorkerContext,
     WSStream,
 )
+from sandboxd.http.stack import ConnectionState as ServedState
 
 Address = tuple[str, int]
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -50,6 +58,33 @@ def _without_extensions(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     Compression would also cost a terminal more time per key than the bytes it saves on a local socket.
     """
     return [(name, value) for name, value in headers if name != b"sec-websocket-extensions"]
+
+
+def is_websocket(request: h11.Request) -> bool:
+    headers = dict(request.headers)
+    tokens = [token.strip().lower() for token in headers.get(b"connection", b"").split(b",")]
+    return request.method == b"GET" and b"upgrade" in tokens and headers[b"upgrade"].strip().lower() == b"websocket"
+
+
+class Websocket(WSStream):
+    """A websocket whose application learns with what code and reason its peer closed; hypercorn always says 1006."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._goodbye: CloseConnection | None = None
+
+    async def _send_wsproto_event(self, event: WebsocketEvent) -> None:
+        if isinstance(event, CloseConnection) and self.connection.state is ConnectionState.REMOTE_CLOSING:
+            self._goodbye = event  # an answer repeats what was said
+        await super()._send_wsproto_event(event)
+
+    async def handle(self, event: StreamEvent) -> None:
+        if not isinstance(event, StreamClosed) or self._goodbye is None or self.closed or self.app_put is None:
+            await super().handle(event)
+            return
+        self.closed = True
+        code, reason = self._goodbye.code, self._goodbye.reason or ""
+        await self.app_put({"type": "websocket.disconnect", "code": code, "reason": reason})
 
 
 class Http1(H11Protocol):
@@ -91,7 +126,37 @@ class Http1(H11Protocol):
                 target=request.target,
                 http_version=request.http_version,
             )
+            if is_websocket(request):
+                await self._create_websocket(request)
+                return
         await super()._create_stream(request)
+
+    async def _create_websocket(self, request: h11.Request) -> None:
+        """As in hypercorn, but for the class."""
+        stream = Websocket(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        self.stream = stream
+        self.connection = H11WSConnection(cast("h11.Connection", self.connection))
+        await stream.handle(
+            StreamRequest(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method="GET",
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        await self.context.mark_request()
 
     @property
     def websocket_overflowed(self) -> bool:
@@ -175,7 +240,7 @@ class ProtocolContext:
     config: HypercornConfig
     context: WorkerContext
     task_group: Any
-    connection_state: ConnectionState
+    connection_state: ServedState
     ssl: bool
     client: Address | None
     server: Address | None

@@ -37,8 +37,11 @@ check_versions()
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body as StreamBody
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Request as StreamRequest
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -61,6 +64,7 @@ from quart_trio.wrappers.request import TrioBody
 
 __all__ = (
     "PINNED",
+    "STREAM_ID",
     "ASGIFramework",
     "ASGIReceiveCallable",
     "ASGIReceiveEvent",
@@ -75,12 +79,16 @@ __all__ = (
     "H2Protocol",
     "H2ProtocolAssumedError",
     "H11Protocol",
+    "H11WSConnection",
     "HTTPScope",
     "HypercornConfig",
     "QuartTrio",
     "RawData",
     "Scope",
     "StreamBody",
+    "StreamClosed",
+    "StreamEvent",
+    "StreamRequest",
     "TrioASGIHTTPConnection",
     "TrioASGIWebsocketConnection",
     "TrioBody",

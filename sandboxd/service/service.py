@@ -20,6 +20,7 @@ from sandboxd.service.images import ImageStore
 from sandboxd.service.keys import Keys
 from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
+from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.service.terminals import Terminals
 from sandboxd.service.watches import Watches
@@ -66,6 +67,7 @@ class Service:
         images: ImageStore,
         watches: Watches,
         code: Code,
+        ports: Ports,
         capabilities: Capabilities,
     ) -> None:
         self.config = config
@@ -76,6 +78,7 @@ class Service:
         self.keys = keys
         self.images = images
         self.watches = watches
+        self.ports = ports
         self.metrics = MetricsReader()
         self.code = code
         self.capabilities = capabilities
@@ -161,7 +164,7 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def open_service(
-    *, config: Config, store: Store, host: Host, capabilities: Capabilities
+    *, config: Config, store: Store, host: Host, capabilities: Capabilities, port_names: PortNames
 ) -> AsyncIterator[Service]:
     """Recover what an earlier daemon left, then serve until the block ends. The sandboxes live on after it.
 
@@ -189,6 +192,8 @@ async def open_service(
         await watches.load()
         sandboxes.on_machine.append(watches.attend)
         await sandboxes.recover()
+        ports = Ports(store, port_names)
+        await ports.load(sandboxes.entries())
         for task in (oom.run, sandboxes.purge_discarded, sandboxes.keep_slots, keys.note_uses):
             nursery.start_soon(task)
         try:
@@ -201,6 +206,7 @@ async def open_service(
                 images=images,
                 watches=watches,
                 code=Code(config.code),
+                ports=ports,
                 capabilities=capabilities,
             )
         finally:

@@ -18,6 +18,7 @@ from sandboxd.http.native.daemon_schemas import (
 )
 from sandboxd.http.native.file_routes import FILE_ROUTES
 from sandboxd.http.native.log_schemas import LogList, LogQuery
+from sandboxd.http.native.port_routes import PORT_ROUTES
 from sandboxd.http.native.sandbox_schemas import (
     CreateSandbox,
     Deleted,
@@ -72,6 +73,8 @@ API = (
     *CODE_ROUTES,
 
     *WATCH_ROUTES,
+
+    *PORT_ROUTES,
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
           query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),

@@ -1,0 +1,150 @@
+"""The reverse proxy: requests for ports of sandboxes, answered by the programs that listen there.
+
+It stands before the application: what a finder (`proxy_routes.py`) recognizes goes to a port, all else passes. The
+client's side is the server's own HTTP/1.1 or HTTP/2, the program's side h11 (`proxy_upstream.py`); between the two
+pass parsed messages with checked headers (`proxy_headers.py`), never bytes, so that neither side can smuggle anything
+past the other. Bodies are passed on piece by piece, each side waiting for the other.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
+from sandboxd.http.auth import authorize, bearer_token
+from sandboxd.http.peer import peer_of
+from sandboxd.http.proxy_exchange import ProxyExchange, Receive, Send
+from sandboxd.http.proxy_headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
+from sandboxd.http.proxy_routes import Finder, PortRequest
+from sandboxd.http.proxy_upstream import UpstreamPool
+from sandboxd.http.proxy_websocket import ProxyWebsocket
+from sandboxd.http.stack import ASGIFramework
+from sandboxd.model import Scope as KeyScope
+from sandboxd.service.entry import Entry
+from sandboxd.service.ports import check_port, opens
+from sandboxd.service.service import Service
+
+log = logging.getLogger(__name__)
+
+Scope = Mapping[str, Any]
+
+
+class PortProxy:
+    """An ASGI application before another."""
+
+    def __init__(self, app: ASGIFramework, service: Service, finders: tuple[Finder, ...]) -> None:
+        self._app = app
+        self._service = service
+        self._finders = finders
+        self._pool = UpstreamPool(service.ports)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        for find in self._finders:
+            if (wanted := find(scope)) is not None:
+                await self._answer(wanted, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, wanted: PortRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            entry = self._admit(wanted, scope)
+            if scope["type"] == "http" and (elsewhere := _redirection(wanted, scope)) is not None:
+                await _respond(send, 307, elsewhere, b"")
+                return
+            with ungrouped():
+                await self._relay(wanted, entry, scope, receive, send)
+        except SandboxdError as error:
+            await _refuse(wanted, error, scope, receive, send)
+
+    async def _relay(self, wanted: PortRequest, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = ProxyWebsocket if scope["type"] == "websocket" else ProxyExchange
+        exchange = kind(wanted, scope, receive, send, limits=self._service.config, is_secret=self._is_key)
+        await exchange.run(self._pool, entry)
+
+    def _is_key(self, secret: str) -> bool:
+        return self._service.keys.find(secret) is not None
+
+    # -- who may -------------------------------------------------------------------------------------------------
+
+    def _admit(self, wanted: PortRequest, scope: Scope) -> Entry:
+        """The sandbox, if this client may reach the port. Raises: Unauthenticated, Forbidden, NotFound, …
+
+        A stranger is told the same whether the sandbox or the exposure is missing.
+        """
+        check_port(wanted.port)
+        try:
+            entry = self._service.sandboxes.entry(wanted.sandbox)
+        except NotFound:
+            self._authorize(wanted, scope)
+            raise
+        if wanted.prefix is not None or not self._is_open(wanted, entry, scope):
+            self._authorize(wanted, scope)
+        return entry
+
+    def _is_open(self, wanted: PortRequest, entry: Entry, scope: Scope) -> bool:
+        exposure = self._service.ports.exposure(entry, wanted.port)
+        if exposure is None:
+            return False
+        return exposure.token_hash is None or any(opens(exposure, token) for token in _tokens(wanted, scope))
+
+    def _authorize(self, wanted: PortRequest, scope: Scope) -> None:
+        headers = scope["headers"]
+        bearer = bearer_token((first(headers, b"authorization") or b"").decode("latin-1"))
+        plain = (first(headers, b"x-api-key") or b"").decode("latin-1") or None
+        # Either may be the program's own affair; the one that is a key of ours counts.
+        secret = next((given for given in (bearer, plain) if given and self._is_key(given)), None)
+        try:
+            authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
+        except Unauthenticated:
+            raise Unauthenticated(
+                f"cannot reach port {wanted.port} of {wanted.sandbox!r} without a key of the scope write"
+                + ("" if wanted.prefix is not None else ", or, once the port is exposed, its token")
+            ) from None
+
+
+def _tokens(wanted: PortRequest, scope: Scope) -> list[str]:
+    headers = scope["headers"]
+    cookie = None if from_another_site(headers) else token_of_cookies(headers)
+    return [
+        *([wanted.token] if wanted.token is not None else []),
+        *(value.decode("latin-1") for value in (first(headers, TOKEN_HEADER), cookie) if value is not None),
+    ]
+
+
+def _redirection(wanted: PortRequest, scope: Scope) -> list[tuple[bytes, bytes]] | None:
+    """Headers that send a browser elsewhere: behind a forgotten slash, or away from a URL with the token in it."""
+    if wanted.path == b"" and wanted.prefix is not None:
+        query = b"?" + wanted.query if wanted.query else b""
+        return [(b"location", wanted.prefix.encode() + b"/" + query)]
+    if wanted.token is None or first(scope["headers"], b"sec-fetch-mode") != b"navigate":
+        return None
+    secure = b"; Secure" if scope["scheme"] == "https" else b""
+    cookie = TOKEN_NAME + b"=" + wanted.token.encode("latin-1") + b"; Path=/; HttpOnly; SameSite=Lax" + secure
+    return [
+        (b"location", b"/" + wanted.target.lstrip(b"/")),
+        (b"set-cookie", cookie),
+        (b"cache-control", b"no-store"),
+    ]
+
+
+# -- answers of our own -----------------------------------------------------------------------------------------
+
+
+async def _refuse(wanted: PortRequest, error: SandboxdError, scope: Scope, receive: Receive, send: Send) -> None:
+    body = wanted.error_body(error)
+    # So that a client can tell our 502 from the program's.
+    headers = [(b"content-type", b"application/json"), (b"x-sandboxd-error", error.kind.encode())]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="sandboxd"'))
+    if error.status in (429, 503):
+        headers.append((b"retry-after", str(error.facts.get("retry_after", 1)).encode()))
+    await _respond(send, error.status, headers, body, websocket=scope["type"] == "websocket")
+
+
+async def _respond(
+    send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, websocket: bool = False
+) -> None:
+    kind = "websocket.http.response" if websocket else "http.response"
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": f"{kind}.start", "status": status, "headers": [length, *headers]})
+    await send({"type": f"{kind}.body", "body": body, "more_body": False})
