@@ -148,8 +148,8 @@ async def closed(socket: WebSocketConnection) -> tuple[int, str | None]:
         while True:
             await socket.get_message()
     except ConnectionClosed as end:
-        assert isinstance(end.reason, CloseReason)
-        return end.reason.code, end.reason.reason
+        reason: CloseReason = end.reason
+        return reason.code, reason.reason
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1008, 1011, 3000, 4321])

@@ -1,4 +1,4 @@
-"""The routes of ports: a part of the table in routes.py. HTTP for a port itself passes `sandboxd.http.proxy` instead."""
+"""The routes of ports: a part of the table in routes.py. HTTP for a port itself passes through http/proxy.py."""
 
 from sandboxd.http.native import ports
 from sandboxd.http.native.port_schemas import ConcealedPort, ExposePort, NewlyExposedPort, PortList
