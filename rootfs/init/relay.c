@@ -86,7 +86,12 @@ static uint32_t interest(const struct direction *from_here, const struct directi
 static void relay_move(struct relay *relay)
 {
     int client = relay->connection->watch.fd, upstream = relay->upstream.fd;
-    bool broken = move(&relay->up, client, upstream) < 0 || move(&relay->down, upstream, client) < 0;
+    if (!relay->up.closed && move(&relay->up, client, upstream) < 0) {
+        /* A server that refuses an upload answers and closes, unread bytes or not: its answer still waits here. */
+        buffer_free(&relay->up.buffer);
+        relay->up.ended = relay->up.closed = true;
+    }
+    bool broken = move(&relay->down, upstream, client) < 0;
     if (broken || (relay->up.closed && relay->down.closed)) {
         connection_close(relay->connection);
         return;
