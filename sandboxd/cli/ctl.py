@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "exec": ("sandboxd.cli.run:exec_command", "Run a command in a sandbox."),
         "shell": ("sandboxd.cli.run:shell", "Open a login shell in a sandbox."),
         "cp": ("sandboxd.cli.copy:cp", "Copy files and directories in or out."),
+        "watch": ("sandboxd.cli.watch:watch", "Show what happens to files in a sandbox."),
     },
     "Sandboxes": {
         "create": ("sandboxd.cli.sandboxes:create", "Create a sandbox."),

@@ -6,8 +6,8 @@
         async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation; those of background commands and terminals are in
-               background.py and ptys.py, and calls.py is what all of them stand on
+api.py         Client: one method per operation; those of background commands, terminals and watches are in
+               background.py, ptys.py and watches.py, and calls.py is what all of them stand on
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -46,6 +46,9 @@ from sandboxd.client.models import Image as Image
 from sandboxd.client.models import LogRecord as LogRecord
 from sandboxd.client.models import Metrics as Metrics
 from sandboxd.client.models import Sandbox as Sandbox
+from sandboxd.client.models import Watch as Watch
+from sandboxd.client.models import WatchEvent as WatchEvent
+from sandboxd.client.models import WatchEvents as WatchEvents
 from sandboxd.client.ptys import Attached as Attached
 from sandboxd.client.ptys import PtyAttachment as PtyAttachment
 from sandboxd.client.ptys import PtyEvent as PtyEvent

@@ -25,9 +25,10 @@ from sandboxd.client.models import (
 )
 from sandboxd.client.ptys import PtyMethods
 from sandboxd.client.streams import Messages, OneChunk, Pages
+from sandboxd.client.watches import WatchMethods
 
 
-class Client(CommandMethods, PtyMethods, Caller):
+class Client(CommandMethods, PtyMethods, WatchMethods, Caller):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.

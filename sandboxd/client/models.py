@@ -191,6 +191,48 @@ class Event(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watch(Model):
+    watch_id: str
+    path: str
+    recursive: bool
+    source: str
+    ended: bool
+    """the directory or the sandbox is gone: nothing more will come"""
+    cursor: int
+    """id of the latest event"""
+    ignore: tuple[str, ...] = field(default=(), metadata=TUPLE)
+    user: str = ""
+    created_at: datetime | None = field(default=None, metadata=TIME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEvent(Model):
+    id: int
+    type: str
+    """changes: create, modify, remove; raw: create, write, chmod, rename, remove; both: overflow, ended"""
+    path: str
+    """relative to the watched directory, which itself is "." """
+    is_directory: bool = False
+    path_b64: str | None = None
+    """the path's bytes, if they are no UTF-8"""
+    cookie: int | None = None
+    """the same in the rename of the old name and the create of the new one"""
+    reason: str | None = None
+    """of an overflow: reader, kernel, restart or limit"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchEvents(Model):
+    events: tuple[WatchEvent, ...] = field(
+        metadata={"read": lambda raw: tuple(WatchEvent.read(event) for event in raw)}
+    )
+    cursor: int
+    """`after` of the next poll"""
+    overflow: bool
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image(Model):
     digest: str
     names: tuple[str, ...] = field(default=(), metadata=TUPLE)

@@ -90,7 +90,14 @@ def workers_of(sandbox: str) -> list[int]:
     """Host pids of the processes that watch inside."""
     init = witnesses.init_of(sandbox)
     children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "watch\n"]
+    return [int(pid) for pid in children if name_of(pid) == "watch"]
+
+
+def name_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""
 
 
 class TestPolling:
