@@ -36,6 +36,7 @@ from sandboxd.service.entry import Host
 from sandboxd.service.ports import PortNames
 from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.service import Capabilities, Service, open_service
+from sandboxd.service.volume import PlainVolume
 from sandboxd.store import open_store
 
 log = logging.getLogger(__name__)
@@ -180,23 +181,26 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
     own_userns = in_own_userns()
     root_id = rootless.FIRST_ID if own_userns else 0
     backend = BwrapBackend(bwrap=bwrap, profile=profile, max_processes=config.sandbox.max_processes)
+    volume = PlainVolume(config.state_dir, userxattr=own_userns)
     block_device = block_device_of(config.state_dir)
     host = Host(
         backend=backend,
         cgroups=cgroups,
-        disk=Disk(state_dir=config.state_dir, runtime_dir=config.runtime_dir, root_id=root_id),
+        disk=Disk(volume=volume, runtime_dir=config.runtime_dir, root_id=root_id),
         ranges=SharedRange(root_id) if own_userns else _own_ranges(config),
         idmapped=not own_userns,
         root_id=root_id,
         init=init,
         block_device=block_device,
     )
-    enforceable = cgroups.limits if cgroups else frozenset()
+    enforceable = (cgroups.limits if cgroups else frozenset()) | ({"disk"} if not volume.limits_disk else set())
     capabilities = Capabilities(
         backend=backend.name,
         rootless=own_userns,
         enforceable=enforceable if block_device else enforceable - {"io"},
         limits_reason="; ".join([support.reason, *(cgroups.refused.values() if cgroups else ())]).strip("; "),
+        disk_reason=volume.limits_disk,
+        volume=volume.kind,
         max_sandboxes=config.sandbox.max_sandboxes,
         max_lifetime=config.sandbox.max_timeout,
         default_image=config.sandbox.default_image,

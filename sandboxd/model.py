@@ -84,6 +84,8 @@ class Limits:
     read_bps: int | None = None
     """bytes per second read from the disk that holds the state directory"""
     write_bps: int | None = None
+    disk: int | None = None
+    """bytes that it may write over what it stands on; bounded by the pool's quotas, not by a cgroup"""
 
     def named(self) -> dict[str, int | float]:
         """The limits that are set, by name."""
@@ -142,6 +144,61 @@ class Sandbox:
     expires_at: float | None = None
     end_reason: str | None = None
     machine: Machine | None = None
+    layer: str | None = None
+    """uppermost of the layers that lie between its image and what it writes"""
+    snapshot: str | None = None
+    """what it was made of, or put back to, last"""
+    discarding: bool = False
+    """what it wrote is of before a restore, and to be thrown away"""
+
+
+# -- layers and snapshots -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A sealed tree of what a sandbox had written. Nobody changes it; it goes when nothing stands on it any more."""
+
+    id: str
+    parent: str | None
+    """the layer below; None: the image"""
+    depth: int
+    """layers from here to the image, this one included"""
+    created_at: float
+    size: int | None = None
+    """bytes on disk, those shared with other layers included; None until they have been counted"""
+    entries: int | None = None
+    moving: str | None = None
+    """the sandbox whose writable tree becomes this layer, until it has"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyCost:
+    """What it took to make a layer."""
+
+    frozen: float = 0.0
+    """seconds for which the sandbox stood still"""
+    copied: int = 0
+    """bytes copied"""
+    shared: int = 0
+    """bytes of files that share their blocks with the original's; a pool of subvolumes does not count them"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    id: str
+    layer: str
+    spec: SandboxSpec
+    """of the sandbox it was taken of"""
+    created_at: float
+    sandbox: str | None = None
+    """the one it was taken of; None: it was imported"""
+    parent: str | None = None
+    """the snapshot that sandbox had been made of, or put back to"""
+    name: str | None = None
+    description: str = ""
+    metadata: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    cost: CopyCost = field(default_factory=CopyCost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +486,8 @@ class EventKind(enum.StrEnum):
     OOM = "oom"
     EXPIRED = "expired"
     DELETED = "deleted"
+    SNAPSHOT = "snapshot"
+    RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,19 @@ import trio
 from pydantic import TypeAdapter
 
 from sandboxd.errors import StartupError, Unavailable
-from sandboxd.model import ApiKey, CommandRecord, Event, EventKind, Exposure, Sandbox, Scope, StoredWatch, WatchSpec
+from sandboxd.model import (
+    ApiKey,
+    CommandRecord,
+    Event,
+    EventKind,
+    Exposure,
+    Layer,
+    Sandbox,
+    Scope,
+    Snapshot,
+    StoredWatch,
+    WatchSpec,
+)
 
 T = TypeVar("T")
 
@@ -47,6 +59,10 @@ MIGRATIONS = (
         PRIMARY KEY (sandbox, port)
     );
     """,
+    """
+    CREATE TABLE layers (id TEXT PRIMARY KEY, body TEXT NOT NULL);
+    CREATE TABLE snapshots (id TEXT PRIMARY KEY, created_at REAL NOT NULL, body TEXT NOT NULL);
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
@@ -56,6 +72,8 @@ EVENTS_SLACK = 1_000
 _SANDBOX = TypeAdapter(Sandbox)
 _COMMAND = TypeAdapter(CommandRecord)
 _WATCH = TypeAdapter(WatchSpec)
+_LAYER = TypeAdapter(Layer)
+_SNAPSHOT = TypeAdapter(Snapshot)
 _EVENT_COLUMNS = "id, at, kind, sandbox, facts"
 _EXPOSURE_COLUMNS = ("sandbox", "port", "created_at", "expires_at", "token_hash")
 _KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
@@ -85,15 +103,57 @@ class Store:
         """Insert or replace a sandbox, and record what happened to it, in one transaction."""
 
         def write(db: sqlite3.Connection) -> list[Event]:
-            body = _SANDBOX.dump_json(sandbox, fallback=dict, warnings=False).decode()  # model.EMPTY is no dict
-            db.execute(
-                "INSERT INTO sandboxes VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET state = excluded.state, body = excluded.body",
-                (sandbox.id, sandbox.state, sandbox.created_at, body),
-            )
+            _put_sandbox(db, sandbox)
             return _add_events(db, events)
 
         return await self._transaction(write)
+
+    async def keep(
+        self,
+        *,
+        layers: Sequence[Layer] = (),
+        snapshots: Sequence[Snapshot] = (),
+        sandboxes: Sequence[Sandbox] = (),
+        events: Sequence[NewEvent] = (),
+    ) -> list[Event]:
+        """Insert or replace all of these in one transaction."""
+
+        def write(db: sqlite3.Connection) -> list[Event]:
+            db.executemany(
+                "INSERT OR REPLACE INTO layers VALUES (?, ?)", [(each.id, _json(_LAYER, each)) for each in layers]
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?)",
+                [(each.id, each.created_at, _json(_SNAPSHOT, each)) for each in snapshots],
+            )
+            for sandbox in sandboxes:
+                _put_sandbox(db, sandbox)
+            return _add_events(db, events)
+
+        return await self._transaction(write)
+
+    async def forget_layers(self, layers: Sequence[str]) -> None:
+        await self._transaction(
+            lambda db: db.executemany("DELETE FROM layers WHERE id = ?", [(each,) for each in layers])
+        )
+
+    async def forget_snapshot(self, snapshot: str) -> None:
+        await self._transaction(lambda db: db.execute("DELETE FROM snapshots WHERE id = ?", (snapshot,)))
+
+    async def layers(self) -> list[Layer]:
+        def read(db: sqlite3.Connection) -> list[Layer]:
+            return [_LAYER.validate_json(body) for (body,) in db.execute("SELECT body FROM layers")]
+
+        return await self._transaction(read)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """All of them, oldest first."""
+
+        def read(db: sqlite3.Connection) -> list[Snapshot]:
+            rows = db.execute("SELECT body FROM snapshots ORDER BY created_at, id")
+            return [_SNAPSHOT.validate_json(body) for (body,) in rows]
+
+        return await self._transaction(read)
 
     async def forget(self, sandbox: str, events: Sequence[NewEvent] = ()) -> list[Event]:
         """Remove a sandbox's row and what hangs on it, and record what happened."""
@@ -244,6 +304,18 @@ class Store:
                 return work(db)
         except sqlite3.OperationalError as error:
             raise Unavailable(f"cannot record the change: {error}; free space in the state directory") from error
+
+
+def _put_sandbox(db: sqlite3.Connection, sandbox: Sandbox) -> None:
+    db.execute(
+        "INSERT INTO sandboxes VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET state = excluded.state, body = excluded.body",
+        (sandbox.id, sandbox.state, sandbox.created_at, _json(_SANDBOX, sandbox)),
+    )
+
+
+def _json(kind: TypeAdapter[T], value: T) -> str:
+    return kind.dump_json(value, fallback=dict, warnings=False).decode()  # model.EMPTY is no dict
 
 
 def _add_events(db: sqlite3.Connection, events: Iterable[NewEvent]) -> list[Event]:

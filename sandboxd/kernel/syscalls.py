@@ -28,6 +28,7 @@ MS_NOSUID: Final = 2
 MS_PRIVATE: Final = 1 << 18
 MS_RDONLY: Final = 1
 MS_REC: Final = 16384
+MS_SLAVE: Final = 1 << 19
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 OPEN_TREE_CLONE: Final = 1
 PR_GET_DUMPABLE: Final = 3

@@ -1,9 +1,11 @@
 """The files of sandboxes on the host: what is made for one, and how it is thrown away.
 
-    <state>/sandboxes/<id>/upper   what the sandbox wrote; `work` beside it belongs to overlayfs
-    <state>/sandboxes/<id>/commands/<command>/   a background command's output (command_log.py)
-    <state>/trash/<id>             on its way out: renamed first, which is instant, and removed by a thread later
-    <runtime>/sandboxes/<id>/      sandbox-init's socket
+    <volume>/sandboxes/<id>/upper   what the sandbox wrote; `work` beside it belongs to overlayfs
+    <volume>/sandboxes/<id>/commands/<command>/   a background command's output (command_log.py)
+    <volume>/trash/<id>             on its way out: renamed first, which is instant, and removed by a thread later
+    <runtime>/sandboxes/<id>/       sandbox-init's socket
+
+The volume is the state directory, or the pool in it (see volume.py).
 
 Nothing here opens a path inside `upper` once the sandbox has run, other than to remove it as a whole.
 """
@@ -11,12 +13,14 @@ Nothing here opens a path inside `upper` once the sandbox has run, other than to
 import os
 import secrets
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.overlay import UPPER, WORK
+from sandboxd.service.volume import Volume, seed
+
+COMMANDS = "commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +30,16 @@ class SandboxDirectories:
 
     @property
     def commands(self) -> Path:
-        return self.writable / "commands"
+        return self.writable / COMMANDS
 
 
 class Disk:
     """Synchronous. make() is a handful of mkdirs; purge() takes as long as the files are many."""
 
-    def __init__(self, *, state_dir: Path, runtime_dir: Path, root_id: int) -> None:
-        self._sandboxes = state_dir / "sandboxes"
-        self._trash = state_dir / "trash"
+    def __init__(self, *, volume: Volume, runtime_dir: Path, root_id: int) -> None:
+        self.volume = volume
+        self._sandboxes = volume.root / "sandboxes"
+        self._trash = volume.root / "trash"
         self._runtime = runtime_dir / "sandboxes"
         self._root_id = root_id
         for directory in (self._sandboxes, self._trash, self._runtime):
@@ -49,10 +54,34 @@ class Disk:
         """The directories of a new sandbox."""
         paths = self.paths(sandbox)
         os.mkdir(paths.runtime, 0o700)
-        os.mkdir(paths.writable, 0o700)
-        for name in (UPPER, WORK):
-            self._make_overlay_directory(f"{paths.writable}/{name}")
+        self._make_tree(paths.writable)
         return paths
+
+    def stand_on(self, sandbox: str, *, limit: int | None, layer: Path | None) -> None:
+        """Ready a tree in which nothing was written yet: it may take `limit` bytes, and lies over a layer's tree."""
+        tree = self.paths(sandbox).writable
+        if limit is not None:
+            self.volume.limit(tree, limit)
+        if layer is not None:
+            seed(layer, tree)
+
+    def replace_tree(self, sandbox: str, *, limit: int | None, layer: Path | None) -> None:
+        """Throw away what a sandbox that does not run has written, if that is there, and let it begin anew.
+
+        What is kept for the sandbox beside that (the output of its commands) stays.
+        """
+        tree, before = self.paths(sandbox).writable, self._trash / f"{sandbox}-{secrets.token_hex(4)}"
+        if tree.exists():
+            tree.rename(before)
+        self._make_tree(tree)
+        self.stand_on(sandbox, limit=limit, layer=layer)
+        if (before / COMMANDS).exists():
+            shutil.move(before / COMMANDS, tree / COMMANDS)
+
+    def _make_tree(self, tree: Path) -> None:
+        self.volume.make(tree)
+        for name in (UPPER, WORK):
+            self._make_overlay_directory(f"{tree}/{name}")
 
     def _make_overlay_directory(self, path: str) -> None:
         os.mkdir(path, 0o755)
@@ -68,7 +97,7 @@ class Disk:
         paths = self.paths(sandbox)
         shutil.rmtree(paths.runtime, ignore_errors=True)
         os.mkdir(paths.runtime, 0o700)
-        shutil.rmtree(paths.writable / WORK)
+        shutil.rmtree(paths.writable / WORK, ignore_errors=True)
         self._make_overlay_directory(f"{paths.writable}/{WORK}")
 
     def sync(self, sandbox: str) -> None:
@@ -86,15 +115,21 @@ class Disk:
 
     def discard(self, sandbox: str) -> None:
         """Take a sandbox's files out of the way; purge() removes them for good. Fine to repeat."""
-        paths = self.paths(sandbox)
-        if paths.writable.exists():
-            paths.writable.rename(self._trash / f"{sandbox}-{secrets.token_hex(4)}")
-        shutil.rmtree(paths.runtime, ignore_errors=True)
+        self._discard_tree(sandbox)
+        shutil.rmtree(self.paths(sandbox).runtime, ignore_errors=True)
+
+    def _discard_tree(self, sandbox: str) -> None:
+        tree = self.paths(sandbox).writable
+        if tree.exists():
+            self.throw_away(tree)
+
+    def throw_away(self, tree: Path) -> None:
+        """Put a tree where purge() finds it."""
+        tree.rename(self._trash / f"{tree.name}-{secrets.token_hex(4)}")
 
     def purge(self) -> None:
-        """Remove what was discarded. With rm, because a hostile tree can be deeper than Python may recurse."""
-        if doomed := [entry.path for entry in os.scandir(self._trash)]:
-            subprocess.run(["rm", "-rf", "--one-file-system", "--", *doomed], check=True, capture_output=True)
+        """Remove for good what was thrown away."""
+        self.volume.remove([Path(entry.path) for entry in os.scandir(self._trash)])
 
     def known(self) -> frozenset[str]:
         """Sandboxes that have files here, for the sweep at start-up."""

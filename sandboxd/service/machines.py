@@ -10,13 +10,16 @@ from sandboxd.errors import Unprocessable
 from sandboxd.isolation.backend import RunningMachine, remove_cgroup
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Sandbox
 from sandboxd.service.entry import Entry, Host
+from sandboxd.service.layers import Layers
 
 
 class Machines:
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, layers: Layers) -> None:
         self._host = host
+        self._layers = layers
 
     async def launch(self, slot: Slot, sandbox: Sandbox, image: Image) -> RunningMachine:
         """Give a slot the sandbox's root and limits. On failure nothing is left but its files.
@@ -76,7 +79,7 @@ class Machines:
     def _plan(self, slot: Slot, sandbox: Sandbox, image: Image) -> LaunchPlan:
         return LaunchPlan(
             slot=slot,
-            layers=(image.rootfs,),
+            layers=(*(tree / UPPER for tree in self._layers.trees(sandbox.layer)), image.rootfs),
             writable=self._host.disk.paths(sandbox.id).writable,
             hostname=sandbox.spec.hostname,
             machine_id=sandbox.machine_id,

@@ -29,6 +29,7 @@ from sandboxd.model import EventKind, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.journal import Journal
+from sandboxd.service.layers import Layers
 from sandboxd.service.lifecycle import Lifecycle
 from sandboxd.service.machines import Machines
 from sandboxd.service.oom import OomWatch
@@ -60,6 +61,7 @@ class Sandboxes:
         host: Host,
         limit: int,
         oom: OomWatch,
+        layers: Layers,
         find_image: Callable[[str], Image],
     ) -> None:
         self._nursery = nursery
@@ -67,9 +69,13 @@ class Sandboxes:
         self._limit = limit
         self._oom = oom
         self._journal = Journal(store, events)
-        self._machines = Machines(host)
-        self._lifecycle = Lifecycle(journal=self._journal, machines=self._machines, find_image=find_image)
+        self._machines = Machines(host, layers)
+        self.lifecycle = Lifecycle(journal=self._journal, machines=self._machines, find_image=find_image)
         self._entries: dict[str, Entry] = {}
+        self.disk = host.disk
+        self.layers = layers
+        layers.sandboxes = self.all
+        layers.on_discarded = self.note_discarded
         self._discarded = trio.Event()
         self._slots = Slots(host)
         self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
@@ -98,14 +104,19 @@ class Sandboxes:
 
     # -- creating -------------------------------------------------------------------------------------------------
 
-    async def create(self, spec: SandboxSpec, image: Image) -> Sandbox:
-        """Make and start a sandbox. Raises: Conflict, Unavailable, Unprocessable, LaunchFailed."""
+    async def create(
+        self, spec: SandboxSpec, image: Image, *, layer: str | None = None, snapshot: str | None = None
+    ) -> Sandbox:
+        """Make and start a sandbox, over the layer if one is given. `snapshot`: what people know that layer by.
+
+        Raises: Conflict, Unavailable, Unprocessable, LaunchFailed.
+        """
         if len(self._entries) >= self._limit:
             raise Unavailable(f"cannot create the sandbox: this daemon holds its maximum of {self._limit}")
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
         slot = self._slots.take()
-        entry = Entry(sandbox=_new_record(slot, spec))
+        entry = Entry(sandbox=replace(_new_record(slot, spec), layer=layer, snapshot=snapshot))
         self._entries[slot.sandbox] = entry
         outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, slot, image)
         if outcome is not None:
@@ -140,6 +151,8 @@ class Sandboxes:
     async def _launch(self, entry: Entry, slot: Slot, image: Image) -> None:
         """Make the slot a running sandbox; only then is there a record of it."""
         sandbox = entry.sandbox
+        layer_tree = None if sandbox.layer is None else self.layers.files.tree(sandbox.layer)
+        self.disk.stand_on(sandbox.id, limit=sandbox.spec.limits.disk, layer=layer_tree)
         crash_point("create:taken")
         entry.running = await self._machines.launch(slot, sandbox, image)
         crash_point("create:launched")
@@ -180,9 +193,11 @@ class Sandboxes:
             entry.attended = trio.Event()
             self._oom.discard(running.cgroup)
         if entry.delete_reason is None:
-            await entry.wait_free()  # it may be an operation that ends it
+            # It may be an operation that ends it, and goes on to start another.
+            while entry.under_way is not None and entry.running is running:
+                await entry.changed.wait()
             if entry.running is running:
-                await self._lifecycle.note_exit(entry)
+                await self.lifecycle.note_exit(entry)
 
     async def _watch_time(self, entry: Entry, *, until: Callable[[], bool]) -> None:
         """Until that, or until it is to be deleted: because somebody asked, or because its time is over."""
@@ -235,12 +250,13 @@ class Sandboxes:
         await self._machines.end(entry)
         crash_point("delete:killed")
         self._host.disk.discard(sandbox.id)
-        self._discarded.set()
+        self.note_discarded()
         crash_point("delete:discarded")
         await self._forget(sandbox.id, events)
         crash_point("delete:forgotten")
         self._host.ranges.give_back(sandbox.range_start)
         self._entries.pop(sandbox.id, None)
+        self.layers.note_change()
         entry.settle()
 
     async def _forget(self, sandbox: str, events: list[NewEvent]) -> None:
@@ -272,21 +288,21 @@ class Sandboxes:
 
     async def pause(self, sandbox: str) -> Sandbox:
         """See Lifecycle.pause. Raises also: NotFound."""
-        return await self._carry_out(self.entry(sandbox), "pause", self._lifecycle.pause)
+        return await self.carry_out(self.entry(sandbox), "pause", self.lifecycle.pause)
 
     async def resume(self, sandbox: str) -> Sandbox:
         """See Lifecycle.resume. Raises also: NotFound."""
-        return await self._carry_out(self.entry(sandbox), "resume", self._lifecycle.resume)
+        return await self.carry_out(self.entry(sandbox), "resume", self.lifecycle.resume)
 
     async def stop(self, sandbox: str, *, grace: float) -> Sandbox:
         """See Lifecycle.stop. Raises also: NotFound."""
-        return await self._carry_out(self.entry(sandbox), "stop", partial(self._lifecycle.stop, grace=grace))
+        return await self.carry_out(self.entry(sandbox), "stop", partial(self.lifecycle.stop, grace=grace))
 
     async def start(self, sandbox: str) -> Sandbox:
         """See Lifecycle.start. Raises also: NotFound."""
-        return await self._carry_out(self.entry(sandbox), "start", self._lifecycle.start)
+        return await self.carry_out(self.entry(sandbox), "start", self.lifecycle.start)
 
-    async def _carry_out(self, entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]]) -> Sandbox:
+    async def carry_out(self, entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]]) -> Sandbox:
         """Do it in a task that goes on when the caller leaves. Raises: Conflict, and what the work raises."""
         outcome = _Outcome()
         self._nursery.start_soon(_work, entry, name, work, outcome)
@@ -299,7 +315,7 @@ class Sandboxes:
 
     async def recover(self) -> None:
         """Find the sandboxes of an earlier daemon again, finish what it began, sweep what nobody knows."""
-        records = await self._journal.sandboxes()
+        records = await self.layers.load(await self._journal.sandboxes())
         self._host.ranges.claim(record.range_start for record in records)
         await sweep(self._host, {record.id for record in records})
         self._discarded.set()
@@ -315,10 +331,14 @@ class Sandboxes:
             await self._host.backend.sweep({entry.sandbox.id})
         else:
             outcome = _Outcome()
-            await _work(entry, "recover", partial(finish_interrupted, self._lifecycle), outcome)
+            await _work(entry, "recover", partial(finish_interrupted, self.lifecycle), outcome)
             if outcome.failure is not None:
                 log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
         await self._supervise(entry, found=True)
+
+    def note_discarded(self) -> None:
+        """Something lies where purge_discarded() finds it."""
+        self._discarded.set()
 
     async def purge_discarded(self) -> None:
         """A task of the service: remove what is left of deleted sandboxes, off the path of those who deleted them."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from sandboxd.config import Config
-from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
+from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service import commands
 from sandboxd.service.background import BackgroundCommands
@@ -18,15 +18,18 @@ from sandboxd.service.entry import Host
 from sandboxd.service.events import EventLog
 from sandboxd.service.images import ImageStore
 from sandboxd.service.keys import Keys
+from sandboxd.service.layers import Layers
 from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes import Sandboxes
+from sandboxd.service.snapshots import Snapshots
+from sandboxd.service.storage_use import StorageUse, measure
 from sandboxd.service.terminals import Terminals
 from sandboxd.service.watches import Watches
 from sandboxd.store import Store
 
-# Which of CgroupTree.limits each limit of ours needs.
+# Which of CgroupTree.limits each limit of ours needs; the disk's are the volume's.
 _CONTROLLER = {
     "memory": "memory",
     "swap": "swap",
@@ -35,6 +38,7 @@ _CONTROLLER = {
     "cpu_weight": "cpu",
     "read_bps": "io",
     "write_bps": "io",
+    "disk": "disk",
 }
 
 
@@ -45,9 +49,13 @@ class Capabilities:
     backend: str
     rootless: bool
     enforceable: frozenset[str]
-    """of memory, swap, pids, cpu, io"""
+    """of memory, swap, pids, cpu, io, disk"""
     limits_reason: str
     """what is missing for the rest, and what would help"""
+    disk_reason: str
+    """the same for the disk"""
+    volume: str
+    """how trees are copied: plain, xfs or btrfs"""
     max_sandboxes: int
     max_lifetime: float
     default_image: str
@@ -62,6 +70,7 @@ class Service:
         config: Config,
         sandboxes: Sandboxes,
         background: BackgroundCommands,
+        snapshots: Snapshots,
         events: EventLog,
         keys: Keys,
         images: ImageStore,
@@ -74,6 +83,7 @@ class Service:
         self.sandboxes = sandboxes
         self.background = background
         self.terminals = Terminals(background)
+        self.snapshots = snapshots
         self.events = events
         self.keys = keys
         self.images = images
@@ -85,6 +95,7 @@ class Service:
         self.node = platform.node()
         self.started = time.monotonic()
         self._pinned: set[str] = set()
+        self._measuring = trio.CapacityLimiter(1)
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox of the image `spec.image_name` names; what is left open is filled from the image.
@@ -112,10 +123,52 @@ class Service:
             self.code.prestart(self.sandboxes.entry(sandbox.id), image)
         return sandbox
 
+    async def create_from(self, snapshot: str, spec: SandboxSpec) -> Sandbox:
+        """A sandbox that begins with a snapshot's files; what is left open is as in the sandbox it was taken of.
+
+        Raises: NotFound, and as create.
+        """
+        found = self.snapshots.layers.snapshot(snapshot)
+        if spec.image_name:
+            raise InvalidRequest("cannot create a sandbox of both an image and a snapshot: leave one of them out")
+        source = found.spec
+        limits = self._enforceable(spec.limits)
+        filled = replace(
+            spec,
+            image=source.image,
+            image_name=source.image_name,
+            limits=limits if limits.named() else source.limits,
+            user=spec.user or source.user,
+            workdir=spec.workdir or source.workdir,
+            env={**source.env, **spec.env},
+            timeout=self._lifetime(spec.timeout),
+        )
+        return await self.snapshots.create(found, filled)
+
+    async def clone(
+        self, sandbox: str, *, count: int, name: str | None, lifetime: float | None
+    ) -> tuple[Sandbox | SandboxdError, ...]:
+        """See Snapshots.clone. Several clones of one name have a number behind it."""
+        self.check_lifetime(lifetime)
+
+        def specs(source: SandboxSpec) -> tuple[SandboxSpec, ...]:
+            seconds = self._lifetime(lifetime if lifetime is not None else source.timeout)
+            names = [name] if count == 1 else [name and f"{name}-{number}" for number in range(1, count + 1)]
+            return tuple(replace(source, name=each, timeout=seconds) for each in names)
+
+        return await self.snapshots.clone(sandbox, specs=specs)
+
+    async def storage_use(self) -> StorageUse:
+        """Takes as long as looking at every file does."""
+        return await trio.to_thread.run_sync(self._measure, limiter=self._measuring)
+
+    def _measure(self) -> StorageUse:
+        return measure(self.sandboxes.disk, self.snapshots.layers, self.sandboxes.all(), self.images.list())
+
     async def remove_image(self, name: str) -> None:
-        """Raises: NotFound, Conflict while a sandbox stands on it."""
+        """Raises: NotFound, Conflict while a sandbox or a snapshot stands on it."""
         digest = self.images.get(name).digest
-        used = {entry.sandbox.spec.image for entry in self.sandboxes.entries()}
+        used = {entry.sandbox.spec.image for entry in self.sandboxes.entries()} | self.snapshots.layers.images()
         if digest not in used:
             await trio.to_thread.run_sync(self.images.unpin, digest, self.config.state_dir)
             self._pinned.discard(digest)
@@ -154,12 +207,19 @@ class Service:
             return limits
         if self.config.sandbox.lenient_limits:
             return replace(limits, **dict.fromkeys(beyond))
+        reasons = {self._missing(name) for name in beyond}
         raise Unprocessable(
-            f"cannot limit {', '.join(beyond)} on this host: {self.capabilities.limits_reason or 'no such device'}. "
+            f"cannot limit {', '.join(beyond)} on this host: {'; '.join(sorted(reasons))}. "
             "Leave the limit out, or set sandbox.lenient_limits in the daemon's configuration to have it ignored",
             kind="limit_not_enforceable",
             limits=beyond,
         )
+
+    def _missing(self, limit: str) -> str:
+        """Why it cannot be enforced."""
+        if limit == "disk":
+            return self.capabilities.disk_reason
+        return self.capabilities.limits_reason or "no such device"
 
 
 @contextlib.asynccontextmanager
@@ -176,6 +236,7 @@ async def open_service(
     images = await trio.to_thread.run_sync(lambda: ImageStore(config.image_dir, id_base=host.root_id))
     async with trio.open_nursery() as nursery:
         oom = OomWatch(events)
+        layers = Layers(store, events, host.disk)
         sandboxes = Sandboxes(
             nursery=nursery,
             store=store,
@@ -183,6 +244,7 @@ async def open_service(
             host=host,
             limit=config.sandbox.max_sandboxes,
             oom=oom,
+            layers=layers,
             find_image=images.get,
         )
         background = BackgroundCommands(store, host.disk, config.sandbox)
@@ -194,13 +256,15 @@ async def open_service(
         await sandboxes.recover()
         ports = Ports(store, port_names)
         await ports.load(sandboxes.entries())
-        for task in (oom.run, sandboxes.purge_discarded, sandboxes.keep_slots, keys.note_uses):
+        keep_house = (sandboxes.purge_discarded, sandboxes.keep_slots, layers.keep_house)
+        for task in (oom.run, keys.note_uses, *keep_house):
             nursery.start_soon(task)
         try:
             yield Service(
                 config=config,
                 sandboxes=sandboxes,
                 background=background,
+                snapshots=Snapshots(layers=layers, sandboxes=sandboxes, find_image=images.get),
                 events=events,
                 keys=keys,
                 images=images,

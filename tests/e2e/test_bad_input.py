@@ -96,10 +96,12 @@ def test_an_unknown_image_is_not_found(daemon: Daemon, image: str) -> None:
     assert image in told["error"]
 
 
-@pytest.mark.parametrize("limits", [{"memory_bytes": 64 * MIB}, {"pids": 64}, {"cpus": 0.5}, {"write_bps": MIB}])
+@pytest.mark.parametrize(
+    "limits", [{"memory_bytes": 64 * MIB}, {"pids": 64}, {"cpus": 0.5}, {"write_bps": MIB}, {"disk_bytes": MIB}]
+)
 def test_a_limit_this_host_cannot_enforce_is_refused_not_ignored(daemon: Daemon, limits: dict[str, Any]) -> None:
     (name,) = limits
-    kind = {"memory_bytes": "memory", "pids": "pids", "cpus": "cpu", "write_bps": "io"}[name]
+    kind = {"memory_bytes": "memory", "pids": "pids", "cpus": "cpu", "write_bps": "io", "disk_bytes": "disk"}[name]
     told = daemon.call("GET", "/v1/capabilities").json
     answer = daemon.call("POST", SANDBOXES, {"limits": limits})
     if told["limits"][kind]:
@@ -107,7 +109,7 @@ def test_a_limit_this_host_cannot_enforce_is_refused_not_ignored(daemon: Daemon,
         return
     body = assert_clear(answer, 422)
     assert body["kind"] == "limit_not_enforceable"
-    assert told["limits_reason"] in body["error"]
+    assert told["disk_reason" if kind == "disk" else "limits_reason"] in body["error"]
     assert daemon.views() == []
 
 

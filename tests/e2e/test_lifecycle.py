@@ -37,7 +37,8 @@ def test_capabilities_tell_who_runs_the_daemon_and_what_it_cannot_limit(daemon: 
     assert told["backend"] == "bwrap"
     assert told["rootless"] is bool(daemon.prefix)
     assert told["default_image"] == "base"
-    assert set(told["limits"]) == {"memory", "swap", "pids", "cpu", "io"}
+    assert set(told["limits"]) == {"memory", "swap", "pids", "cpu", "io", "disk"}
+    assert bool(told["disk_reason"]) is not told["limits"].pop("disk")
     assert told["limits_reason"] or all(told["limits"].values())
 
 

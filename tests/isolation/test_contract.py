@@ -24,6 +24,7 @@ from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.isolation.wire import Output
 from sandboxd.service.disk import Disk
 from sandboxd.service.images import ImageStore
+from sandboxd.service.volume import PlainVolume
 from tests.isolation.fake_backend import FakeBackend
 from tests.support.waiting import wait_until
 
@@ -50,7 +51,7 @@ def _bwrap() -> BwrapBackend:
 def plan(tmp_path: Path, image_dir: Path) -> Iterator[Callable[[], LaunchPlan]]:
     """A factory of plans, each for a sandbox of its own. What a failed test leaves running is ended."""
     made: set[str] = set()
-    disk = Disk(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", root_id=0)
+    disk = Disk(volume=PlainVolume(tmp_path / "state", userxattr=False), runtime_dir=tmp_path / "run", root_id=0)
     rootfs = ImageStore(image_dir, id_base=0).get("base").rootfs
     starts = iter(range(RANGE, RANGE + 64 * 65536, 65536))
 

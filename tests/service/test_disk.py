@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from sandboxd.service.disk import Disk
+from sandboxd.service.volume import PlainVolume
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Disk:
-    return Disk(state_dir=tmp_path / "state", runtime_dir=tmp_path / "run", root_id=0)
+    return Disk(volume=PlainVolume(tmp_path / "state", userxattr=False), runtime_dir=tmp_path / "run", root_id=0)
 
 
 def test_a_sandboxs_directories_are_the_daemons_alone(disk: Disk) -> None:

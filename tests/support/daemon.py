@@ -83,6 +83,13 @@ class Daemon:
         return self.root / "state"
 
     @property
+    def volume(self) -> Path:
+        """Where it keeps sandboxes and layers. A pool is mounted for the daemon only, and seen through it."""
+        if not (self.state / "pool.img").exists():
+            return self.state
+        return Path(f"/proc/{self.pid}/root{self.state}/pool")
+
+    @property
     def runtime(self) -> Path:
         return self.root / "run"
 
@@ -226,6 +233,13 @@ class Daemon:
         """Sandboxes that end by themselves meanwhile are as good as deleted."""
         for sandbox in self.views():
             assert self.call("DELETE", f"/v1/sandboxes/{sandbox['id']}").status in {200, 404}
+        for snapshot in self.snapshots():
+            assert self.call("DELETE", f"/v1/snapshots/{snapshot['id']}").status == 200
+
+    def snapshots(self, query: str = "limit=1000") -> list[Any]:
+        answer = self.call("GET", f"/v1/snapshots?{query}")
+        assert answer.status == 200, answer.data
+        return list(answer.json["snapshots"])
 
     def shell(self, sandbox: str, cmd: str, **body: Any) -> Any:
         """Run a command to its end; its result."""

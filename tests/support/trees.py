@@ -3,6 +3,8 @@
 import contextlib
 import os
 import stat
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,19 +12,22 @@ from typing import Any
 NAMES = [b"a", b"b", b"file", b"dir", b"\xff\xfe", b"sp ace", b".hidden", b"new\nline"]
 
 
-def describe(root: Path | str) -> dict[bytes, tuple[Any, ...]]:
-    """Everything that can be told of a tree, by path: two trees are the same exactly if this is."""
+def describe(root: Path | str, *, links: bool = True) -> dict[bytes, tuple[Any, ...]]:
+    """Everything that can be told of a tree, by path: two trees are the same exactly if this is.
+
+    `links`: which names are of one file, too.
+    """
     top = os.fsencode(root)
     paths = [top]
     for directory, names, files in os.walk(top):
         paths += [os.path.join(directory, name) for name in (*names, *files)]
-    names_of: dict[int, list[bytes]] = {}
-    for path in sorted(paths):
-        names_of.setdefault(os.lstat(path).st_ino, []).append(os.path.relpath(path, top))
+    names_of: defaultdict[int, list[bytes]] = defaultdict(list)
+    for path in sorted(paths) if links else ():
+        names_of[os.lstat(path).st_ino].append(os.path.relpath(path, top))
     return {os.path.relpath(path, top): _describe(path, names_of) for path in paths}
 
 
-def _describe(path: bytes, names_of: dict[int, list[bytes]]) -> tuple[Any, ...]:
+def _describe(path: bytes, names_of: Mapping[int, list[bytes]]) -> tuple[Any, ...]:
     at = os.lstat(path)
     attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in _attributes(path)}
     # Not the count of links: an overlay counts names that a layer below has and it does not show.

@@ -30,9 +30,10 @@ def ask(daemon: Daemon) -> Sets:
         "monitors": {each.sandbox or "" for each in marked if "bwrap" in each.command.split(" ")[0]},
         "inits": {each.sandbox or "" for each in marked if each.command.startswith("/dev/sandbox-init")},
         "cgroups": _cgroups(daemon),
-        "files": os.listdir(daemon.state / "sandboxes"),
+        "files": os.listdir(daemon.volume / "sandboxes"),
+        "layers": os.listdir(daemon.volume / "layers"),
         "runtime": os.listdir(daemon.runtime / "sandboxes"),
-        "trash": os.listdir(daemon.state / "trash"),
+        "trash": os.listdir(daemon.volume / "trash"),
         "mounts": _mounts(daemon),
     }
     slots = census.waiting(processes)
@@ -76,8 +77,15 @@ def cgroup_directory(daemon: Daemon) -> Path | None:
     return root / daemon.cgroup_name if root is not None and (root / daemon.cgroup_name).exists() else None
 
 
+def _layers(daemon: Daemon, seen: frozenset[str]) -> tuple[frozenset[str], set[str]]:
+    """The API tells how many there are, and that nothing stands on some of them; none of those is to stay."""
+    told = daemon.call("GET", "/v1/storage").json
+    agreed = len(seen) == told["layers"] and not told["unused_layers"]
+    return (frozenset() if agreed else seen), set()
+
+
 # What a deletion leaves to be removed in the background, after it was answered.
-IN_THE_BACKGROUND = ("trash", "cgroups")
+IN_THE_BACKGROUND = ("trash", "cgroups", "layers")
 
 
 def disagreement(daemon: Daemon, *, ignore: tuple[str, ...] = ()) -> Findings:
@@ -100,6 +108,7 @@ def _compare(daemon: Daemon) -> Findings:
         "cgroups": (seen["cgroups"] - known, live - seen["cgroups"] if cgroup_directory(daemon) else set()),
         "files": (seen["files"] - known, known - seen["files"]),
         "runtime": (seen["runtime"] - known, known - seen["runtime"]),
+        "layers": _layers(daemon, seen["layers"]),
         "trash": (seen["trash"], set()),
         "mounts": (seen["mounts"], set()),
     }

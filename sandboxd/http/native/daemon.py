@@ -6,7 +6,7 @@ from sandboxd import __version__
 from sandboxd.http.native.daemon_schemas import CapabilitiesView, Health
 from sandboxd.http.routes import Call
 
-LIMITS = ("memory", "swap", "pids", "cpu", "io")
+LIMITS = ("memory", "swap", "pids", "cpu", "io", "disk")
 
 
 async def health(call: Call) -> Health:
@@ -27,6 +27,8 @@ async def capabilities(call: Call) -> CapabilitiesView:
         default_image=known.default_image,
         limits={name: name in known.enforceable for name in LIMITS},
         limits_reason=known.limits_reason,
+        disk_reason=known.disk_reason,
+        volume=known.volume,
         max_timeout_ms=int(known.max_lifetime * 1000),
         max_sandboxes=known.max_sandboxes,
         networks=["none"],

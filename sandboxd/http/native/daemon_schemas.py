@@ -109,6 +109,10 @@ class CapabilitiesView(Response):
     limits: dict[str, bool]
     """which limits this host can enforce"""
     limits_reason: str
+    disk_reason: str
+    """why the disk cannot be limited"""
+    volume: str
+    """plain, or the file system of the pool: xfs or btrfs"""
     max_timeout_ms: int
     max_sandboxes: int
     networks: list[str]

@@ -31,6 +31,7 @@ from sandboxd.http.native.sandbox_schemas import (
     SetTimeout,
     Stop,
 )
+from sandboxd.http.native.snapshot_routes import SNAPSHOT_ROUTES
 from sandboxd.http.native.watch_routes import WATCH_ROUTES
 from sandboxd.http.routes import Route
 from sandboxd.model import Scope
@@ -75,6 +76,8 @@ API = (
     *WATCH_ROUTES,
 
     *PORT_ROUTES,
+
+    *SNAPSHOT_ROUTES,
 
     Route(method="GET", path="/v1/events", handler=events.events, scope=READ,
           query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),

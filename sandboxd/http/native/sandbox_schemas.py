@@ -33,6 +33,8 @@ class LimitsModel(Request):
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
     read_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
     write_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
+    disk_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**50)] | None = None
+    """that it may write over what it stands on"""
 
     def to_domain(self) -> Limits:
         return Limits(
@@ -43,6 +45,7 @@ class LimitsModel(Request):
             cpu_weight=self.cpu_weight,
             read_bps=self.read_bps,
             write_bps=self.write_bps,
+            disk=self.disk_bytes,
         )
 
     @classmethod
@@ -55,11 +58,14 @@ class LimitsModel(Request):
             cpu_weight=limits.cpu_weight,
             read_bps=limits.read_bps,
             write_bps=limits.write_bps,
+            disk_bytes=limits.disk,
         )
 
 
 class CreateSandbox(Request):
     image: ImageName | None = None
+    snapshot: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    """to begin with the files of; what is not given here is then as in the sandbox it was taken of"""
     name: Name | None = None
     env: Env | None = None
     metadata: Metadata | None = None
@@ -92,6 +98,8 @@ class SandboxView(Response):
     status: SandboxState
     image: str
     image_digest: str
+    snapshot: str | None
+    """whose files it began with, or was put back to, last"""
     created_at: datetime
     started_at: datetime | None
     paused_at: datetime | None
@@ -116,6 +124,7 @@ class SandboxView(Response):
             status=sandbox.state,
             image=spec.image_name,
             image_digest=spec.image,
+            snapshot=sandbox.snapshot,
             created_at=rfc3339_time(sandbox.created_at),
             started_at=rfc3339_time(sandbox.started_at),
             paused_at=rfc3339_time(sandbox.paused_at),

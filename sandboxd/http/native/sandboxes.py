@@ -11,7 +11,10 @@ from sandboxd.model import Sandbox
 
 
 async def create(call: Call) -> SandboxView:
-    return _view(call, await call.service.create(call.body.to_domain()))
+    spec = call.body.to_domain()
+    if call.body.snapshot is not None:
+        return _view(call, await call.service.create_from(call.body.snapshot, spec))
+    return _view(call, await call.service.create(spec))
 
 
 async def list_all(call: Call) -> SandboxList:

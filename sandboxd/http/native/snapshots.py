@@ -1,0 +1,80 @@
+"""Snapshots, clones, restores, and what is on the disk."""
+
+import bisect
+
+from sandboxd.errors import SandboxdError
+from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.sandbox_schemas import SandboxView
+from sandboxd.http.native.snapshot_schemas import (
+    Clones,
+    Collected,
+    SnapshotDeleted,
+    SnapshotList,
+    SnapshotView,
+    StorageView,
+)
+from sandboxd.http.routes import Call
+from sandboxd.model import Sandbox, Snapshot
+
+
+async def take(call: Call, sandbox: str) -> SnapshotView:
+    body = call.body
+    snapshot = await call.service.snapshots.take(
+        sandbox, name=body.name, description=body.description, metadata=body.metadata
+    )
+    return _view(call, snapshot)
+
+
+async def list_all(call: Call) -> SnapshotList:
+    wanted = call.query.sandbox
+    found = [each for each in call.service.snapshots.layers.snapshots() if wanted in (None, each.sandbox)]
+    first = bisect.bisect_right([cursor_of(each) for each in found], call.query.cursor)
+    page = found[first : first + call.query.limit]
+    more = first + len(page) < len(found)
+    return SnapshotList(
+        snapshots=[_view(call, each) for each in page], next_cursor=cursor_of(page[-1]) if more else None
+    )
+
+
+def cursor_of(snapshot: Snapshot) -> str:
+    """Sorts as snapshots are listed, and stays valid when the snapshot it names is gone."""
+    return f"{snapshot.created_at:020.6f}-{snapshot.id}"
+
+
+async def get(call: Call, snapshot: str) -> SnapshotView:
+    return _view(call, call.service.snapshots.layers.snapshot(snapshot))
+
+
+async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
+    return SnapshotDeleted(id=(await call.service.snapshots.delete(snapshot)).id)
+
+
+async def restore(call: Call, sandbox: str) -> SandboxView:
+    restored = await call.service.snapshots.restore(sandbox, call.body.snapshot)
+    return SandboxView.of(restored, call.service.node)
+
+
+async def clone(call: Call, sandbox: str) -> Clones:
+    body = call.body
+    lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
+    outcomes = await call.service.clone(sandbox, count=body.count, name=body.name, lifetime=lifetime)
+    made = [each for each in outcomes if isinstance(each, Sandbox)]
+    failed = [each for each in outcomes if isinstance(each, SandboxdError)]
+    if not made:
+        raise failed[0]
+    views = [SandboxView.of(each, call.service.node) for each in made]
+    return Clones(sandboxes=views, errors=[ErrorBody.of(each) for each in failed])
+
+
+async def storage(call: Call) -> StorageView:
+    return StorageView.of(await call.service.storage_use())
+
+
+async def collect(call: Call) -> Collected:
+    unused = await call.service.snapshots.layers.collect()
+    return Collected(layers=len(unused), freed_bytes=sum(layer.size or 0 for layer in unused))
+
+
+def _view(call: Call, snapshot: Snapshot) -> SnapshotView:
+    layers = call.service.snapshots.layers
+    return SnapshotView.of(snapshot, layers.layer(snapshot.layer), layers.users(snapshot.layer))

@@ -1,0 +1,118 @@
+"""Loop devices and the mounting of what is in them, without anything that would have to be undone.
+
+A device is set to detach itself with its last user (LO_FLAGS_AUTOCLEAR), and mounts are made in a mount namespace of
+the daemon's own: when the daemon and the last sandbox are gone, the kernel has unmounted and detached everything,
+however they went.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sandboxd.kernel import syscalls
+
+_LOOP_CONFIGURE: Final = 0x4C0A
+_LOOP_CTL_GET_FREE: Final = 0x4C82
+_AUTOCLEAR: Final = 4
+_DIRECT_IO: Final = 16
+"""Of <linux/loop.h>. Without direct I/O every write passes the page cache twice; tried: 4 s instead of 0.7 s to
+write out 1 GiB."""
+_BLOCK_SIZE: Final = 4096
+_ATTEMPTS: Final = 20
+
+
+def enter_private_mounts() -> None:
+    """A mount namespace of our own: what the host mounts later shows here, what is mounted here shows nowhere else.
+
+    For a process that has no threads yet.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+
+
+@contextlib.contextmanager
+def loop_device(file: Path) -> Iterator[str]:
+    """A loop device over the file: the one there is, or a new one. It goes when nobody has it mounted or open."""
+    descriptor = -1
+    for device in _attached(file):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            if _backing_file(device) == file.resolve():
+                break
+            os.close(descriptor)
+            descriptor = -1
+    else:
+        device, descriptor = _attach(file)
+    try:
+        yield device
+    finally:
+        os.close(descriptor)
+
+
+def _attach(file: Path) -> tuple[str, int]:
+    backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            device = f"/dev/loop{_free_number()}"
+            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _configure(descriptor, backing)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno != errno.EBUSY:  # somebody else was given the same free number, and was faster
+                    raise
+            else:
+                return device, descriptor
+    finally:
+        os.close(backing)
+    raise OSError(errno.EBUSY, "no loop device could be had", str(file))
+
+
+def _free_number() -> int:
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    finally:
+        os.close(control)
+
+
+def _configure(device: int, backing: int) -> None:
+    """struct loop_config: fd, block size, then struct loop_info64, whose flags lie at byte 52 of it."""
+    for flags in (_AUTOCLEAR | _DIRECT_IO, _AUTOCLEAR):  # not every file system can do direct I/O
+        config = bytearray(304)
+        struct.pack_into("=II", config, 0, backing, _BLOCK_SIZE)
+        struct.pack_into("=I", config, 8 + 52, flags)
+        try:
+            fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not flags & _DIRECT_IO:
+                raise
+        else:
+            return
+
+
+def refresh_size(device: str) -> None:
+    """Have a device notice that its file has grown."""
+    descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, 0x4C07)  # LOOP_SET_CAPACITY
+    finally:
+        os.close(descriptor)
+
+
+def _attached(file: Path) -> list[str]:
+    wanted = file.resolve()
+    names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
+    return [f"/dev/{name}" for name in names if _backing_file(f"/dev/{name}") == wanted]
+
+
+def _backing_file(device: str) -> Path | None:
+    try:
+        return Path(Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().rstrip("\n"))
+    except OSError:
+        return None
