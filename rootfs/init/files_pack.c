@@ -27,6 +27,7 @@ struct packing {
     struct worker *worker;
     struct failure *failure;
     struct place place; /* relative to the directory that is packed */
+    bool hardlinks;
     struct link *links;
     size_t link_count, link_capacity;
 };
@@ -67,7 +68,7 @@ static int grow_links(struct packing *packing)
 /* The first name of a file that was met before, or NULL; short of memory it is packed once more. */
 static const char *met_before(struct packing *packing, const struct stat *status)
 {
-    if (status->st_nlink < 2)
+    if (!packing->hardlinks || status->st_nlink < 2)
         return NULL;
     if (2 * (packing->link_count + 1) > packing->link_capacity && grow_links(packing) < 0)
         return NULL;
@@ -181,7 +182,7 @@ int file_pack(struct worker *worker, const struct request *request, struct failu
     static struct packing packing;
     struct stat status;
     char path[MAX_PATH + 1];
-    packing = (struct packing){.worker = worker, .failure = failure};
+    packing = (struct packing){.worker = worker, .failure = failure, .hardlinks = has_flag(request, FLAG_HARDLINKS)};
     if (get_path(worker, request, TAG_PATH, path, failure) < 0)
         return -1;
     int directory = open_directory(AT_FDCWD, path, 0);

@@ -192,7 +192,7 @@ static const struct operation {
     {.type = OP_CHOWN, .work = file_chown, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
     {.type = OP_TRUNCATE, .work = file_truncate, NEEDS(TAG_PATH, TAG_SIZE), TAKES(FILE_TAGS)},
     {.type = OP_COPY, .work = file_copy, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_PACK, .work = file_pack, NEEDS(TAG_PATH), TAKES(FILE_TAGS)},
+    {.type = OP_PACK, .work = file_pack, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
     {.type = OP_UNPACK, .work = file_unpack, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
     {.type = OP_WATCH, .work = watch_run, .stays = true, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS, TAG_ARG)},
 };

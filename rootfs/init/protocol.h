@@ -214,6 +214,7 @@ enum flag {
     FLAG_SURVIVORS = 0x20000, /* descendants of an ended command are still alive */
     FLAG_RESUME = 0x40000,    /* the file in which an upload is collected piece by piece */
     FLAG_OWNERS = 0x80000,    /* UID and GID of what is PUT count */
+    FLAG_HARDLINKS = 0x100000, /* a file that was packed under another name comes as TYPE_HARDLINK */
 };
 
 enum stdin_mode { STDIN_NULL = 0, STDIN_PIPE = 1 };

@@ -250,9 +250,11 @@ class FileOperations(Connector):
         return await self._count(_request(Op.CHOWN, path, user, cwd, fields, follow=follow, recursive=recursive))
 
     @asynccontextmanager
-    async def pack(self, path: Path, *, user: str = "", cwd: str = "") -> AsyncIterator[PackReader]:
-        """A directory and all in it as one stream."""
-        async with self._open(_request(Op.PACK, path, user, cwd)) as connection:
+    async def pack(
+        self, path: Path, *, user: str = "", cwd: str = "", hardlinks: bool = True
+    ) -> AsyncIterator[PackReader]:
+        """A directory and all in it as one stream. `hardlinks`: tell other names of a file from other files."""
+        async with self._open(_request(Op.PACK, path, user, cwd, hardlinks=hardlinks)) as connection:
             yield PackReader(connection)
 
     @asynccontextmanager

@@ -190,6 +190,7 @@ class Flag(IntFlag, boundary=STRICT):
     SURVIVORS = 0x20000
     RESUME = 0x40000
     OWNERS = 0x80000
+    HARDLINKS = 0x100000
 
 
 class StdinMode(IntEnum):

@@ -21,6 +21,8 @@ MAX_EXTENSION: Final = 1 << 20
 MAX_SPARSE_MAP: Final = 1 << 16
 """Data regions of one sparse file."""
 CHUNK: Final = 1 << 18
+ERROR_RECORD: Final = b"SANDBOXD.error"
+"""Record of a global pax header: why the archive ends before its end."""
 
 
 class ArchiveError(Exception):
@@ -195,6 +197,8 @@ class TarReader:
                 self._set_globals(parse_pax(payload))
 
     def _set_globals(self, records: Mapping[bytes, bytes]) -> None:
+        if reason := records.get(ERROR_RECORD):
+            raise ArchiveTruncated(f"cannot unpack the archive: who was writing it gave up: {show(reason)}")
         if refused := _GLOBAL_REFUSED & records.keys():
             raise ArchiveError(f"cannot unpack the archive: it sets {min(refused).decode()} for all its entries")
         self._globals.update((key, value) for key, value in records.items() if key in _GLOBAL_KEYS)

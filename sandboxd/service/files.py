@@ -8,12 +8,14 @@ has none.
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path as HostPath
 from typing import Final, TypedDict
 
 from sandboxd.errors import RequestError, TooLarge
 from sandboxd.isolation.init_client import InitClient
 from sandboxd.isolation.init_files import FileReader
 from sandboxd.isolation.init_files import WriteOptions as WriteOptions
+from sandboxd.service.archives import ArchiveFormat, Packing, Unpacked, encoder_of, unpack_into
 from sandboxd.service.entry import Entry
 from sandboxd.service.file_errors import file_errors
 from sandboxd.service.file_values import FileInfo, Listing, Path
@@ -135,6 +137,39 @@ class Files:
         """Give an upload up. Raises: NotFound."""
         with self._init() as init:
             await init.remove(path, **self._who, resume=True)
+
+    # -- directories as archives
+
+    @contextlib.asynccontextmanager
+    async def pack(self, path: Path, format_: ArchiveFormat) -> AsyncIterator[Packing]:
+        """A directory and all in it: an archive's bytes as they come, to be compressed elsewhere for tar.gz.
+
+        A file or directory that the user may not read ends it early, with the reason in the archive (tar only).
+        """
+        with self._init() as init:
+            hardlinks = format_ is not ArchiveFormat.ZIP
+            async with init.pack(path, **self._who, hardlinks=hardlinks) as reader:
+                packing = Packing(reader, encoder_of(format_))
+                await packing.begin()
+                yield packing
+
+    async def unpack(
+        self,
+        path: Path,
+        body: AsyncIterator[bytes],
+        format_: ArchiveFormat,
+        *,
+        spool: HostPath,
+        owners: bool = False,
+    ) -> Unpacked:
+        """Fill a directory, made if it is missing, with what is in an archive (see archives.py for what is refused).
+
+        `owners`: who owns what in the archive counts; otherwise all is the user's. `spool`: a directory of the host
+        where a zip archive waits until it is complete.
+        """
+        with self._init() as init:
+            async with init.unpack(path, **self._who, parents=True, owners=owners) as writer:
+                return await unpack_into(writer, body, format_, spool=spool)
 
     # -- names
 

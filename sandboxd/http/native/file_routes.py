@@ -1,8 +1,9 @@
 """The routes of files: a part of the table in routes.py, which would not fit one screen otherwise."""
 
-from sandboxd.http.native import files, fs
+from sandboxd.http.native import archives, files, fs
 from sandboxd.http.native.file_schemas import (
     MAX_FILE_BODY,
+    ArchiveQuery,
     Changed,
     ChangeMode,
     ChangeOwner,
@@ -24,6 +25,8 @@ from sandboxd.http.native.file_schemas import (
     ReadText,
     RemoveFile,
     StatFile,
+    UnpackedFiles,
+    UnpackQuery,
     UploadPartQuery,
     UploadQuery,
     UploadState,
@@ -36,6 +39,7 @@ from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE
 FILES = "/v1/sandboxes/<sandbox>/files"
+ARCHIVE = "/v1/sandboxes/<sandbox>/archive"
 FS = "/v1/sandboxes/<sandbox>/fs"
 
 # fmt: off
@@ -53,6 +57,12 @@ FILE_ROUTES = (
           query=FileQuery, response=UploadState, summary="How much of an upload in pieces has come"),
     Route(method="DELETE", path=f"{FILES}/upload", handler=files.drop_upload, scope=WRITE,
           query=FileQuery, response=Located, summary="Give an upload in pieces up"),
+
+    Route(method="GET", path=ARCHIVE, handler=archives.pack, scope=READ,
+          query=ArchiveQuery, streams="download", summary="A directory and all in it as tar, tar.gz or zip"),
+    Route(method="PUT", path=ARCHIVE, handler=archives.unpack, scope=WRITE,
+          query=UnpackQuery, response=UnpackedFiles, streams="upload",
+          summary="Fill a directory with what is in a tar (compressed or not) or zip archive"),
 
     Route(method="POST", path=f"{FS}/list", handler=fs.list_directory, scope=READ, optional_body=True,
           body=ListFiles, response=FileList, summary="List a directory, in pages"),

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from sandboxd.errors import InvalidRequest, TooLarge
 from sandboxd.http.native.fields import Request, Response, UserName
+from sandboxd.service.archives import ArchiveFormat
 from sandboxd.service.file_values import FileInfo, FileKind, Listing
 from sandboxd.service.files import MAX_WHOLE_FILE
 
@@ -240,6 +241,17 @@ class UploadPartQuery(UploadQuery):
     """this is the last piece: the upload becomes the file"""
 
 
+class ArchiveQuery(FileQuery):
+    format: ArchiveFormat = ArchiveFormat.TAR
+
+
+class UnpackQuery(ArchiveQuery):
+    """A tar may be compressed with gzip, bzip2, xz or zstd, whatever `format` says of it."""
+
+    owners: bool = False
+    """give everything the owner that the archive names, which takes root; otherwise all is the user's"""
+
+
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
@@ -352,3 +364,8 @@ class UploadState(Located):
     offset: int
     """how much of the upload has come: where the next piece begins"""
     complete: bool = False
+
+
+class UnpackedFiles(Located):
+    entries: int
+    bytes: int
