@@ -84,6 +84,8 @@ static int open_part(uint64_t offset, struct failure *failure)
     int fd = openat(target.parent, name, flags, 0600);
     if (fd < 0 && errno == ENOENT && offset > 0)
         return wrong_offset(offset, 0, failure);
+    if (fd < 0 && errno == ENXIO) /* a FIFO */
+        return not_regular(path, failure);
     if (fd < 0)
         return fail(failure, errno, "file", "cannot write \"%.300s\"", path);
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import trio
 
+from sandboxd.errors import SandboxdError
 from sandboxd.http.stack import (
     ASGIFramework,
     ASGIReceiveEvent,
@@ -112,6 +113,8 @@ class Exchange:
         try:
             with self._scope:
                 await app(scope, self._receive, self._send)
+        except SandboxdError as error:  # the response had begun: cutting it short is all the answer there can be
+            log.info("%s was cut short: %s", _describe(scope), error.message)
         except Exception:
             log.exception("application failed on %s", _describe(scope))
         finally:

@@ -161,10 +161,14 @@ class FileBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        """Never more than was promised: the file may grow while it is read."""
+        """As much as was promised: the file may grow while it is read. Raises: Conflict when it shrinks."""
         if self._left == 0:
             raise StopAsyncIteration
-        chunk, self._ahead = self._ahead or await anext(self._reader), b""
+        chunk, self._ahead = self._ahead or await anext(self._reader, b""), b""
+        if not chunk and self._left is None:
+            raise StopAsyncIteration
+        if not chunk:
+            raise Conflict(f"cannot go on: {self._left} bytes of the file went while it was read", kind="changing")
         if self._left is not None:
             chunk = chunk[: self._left]
             self._left -= len(chunk)
