@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "run": ("sandboxd.cli.run:run", "Run one command in a throw-away sandbox."),
         "exec": ("sandboxd.cli.run:exec_command", "Run a command in a sandbox."),
         "shell": ("sandboxd.cli.run:shell", "Open a login shell in a sandbox."),
+        "code": ("sandboxd.cli.code:code", "Run code in a kernel that remembers."),
         "cp": ("sandboxd.cli.copy:cp", "Copy files and directories in or out."),
         "watch": ("sandboxd.cli.watch:watch", "Show what happens to files in a sandbox."),
     },

@@ -6,8 +6,8 @@
         async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation; those of background commands, terminals and watches are in
-               background.py, ptys.py and watches.py, and calls.py is what all of them stand on
+api.py         Client: one method per operation; those of background commands, terminals, watches and code
+               are in background.py, ptys.py, watches.py and code.py, and calls.py is what all of them stand on
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -24,6 +24,13 @@ from sandboxd.client.address import default_address as default_address
 from sandboxd.client.api import Client as Client
 from sandboxd.client.background import Ended as Ended
 from sandboxd.client.background import LogEvent as LogEvent
+from sandboxd.client.code import CodeContext as CodeContext
+from sandboxd.client.code import CodeEnded as CodeEnded
+from sandboxd.client.code import CodeError as CodeError
+from sandboxd.client.code import CodeEvent as CodeEvent
+from sandboxd.client.code import CodeOutput as CodeOutput
+from sandboxd.client.code import CodeResult as CodeResult
+from sandboxd.client.code import Execution as Execution
 from sandboxd.client.errors import ApiError as ApiError
 from sandboxd.client.errors import ClientError as ClientError
 from sandboxd.client.errors import ConnectionLost as ConnectionLost

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from sandboxd.client.background import CommandMethods
 from sandboxd.client.calls import Caller, Command, body_headers, command_wish, given, json_of, sandbox_path, target_of
+from sandboxd.client.code import CodeMethods
 from sandboxd.client.execution import Exec, ExecEvent, read_event
 from sandboxd.client.http import Answer
 from sandboxd.client.models import (
@@ -28,7 +29,7 @@ from sandboxd.client.streams import Messages, OneChunk, Pages
 from sandboxd.client.watches import WatchMethods
 
 
-class Client(CommandMethods, PtyMethods, WatchMethods, Caller):
+class Client(CodeMethods, CommandMethods, PtyMethods, WatchMethods, Caller):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.
