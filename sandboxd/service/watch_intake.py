@@ -11,7 +11,7 @@ from sandboxd.service.watch_fold import Fold
 from sandboxd.service.watch_queue import WatchQueue
 
 # Long enough to fold a file's create, write and chmod into one; the aim from a change to a reader is 20 ms.
-FOLD_TIME = 0.008
+FOLD_TIME = 0.004
 # How fast one sandbox's storms are taken in, at about 10 µs of the daemon's time for each change. What comes faster
 # waits inside, and in the end overflows there.
 CHANGES_PER_SECOND = 15_000

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import density, machine
+from tests.bench import density, machine, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
@@ -192,6 +192,19 @@ def _start_again(system: Sandboxd, expected: int) -> None:
         raise TrialFailed(f"{expected - len(listed)} of {expected} sandboxes were lost")
 
 
+def watch(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """From a new file in a watched directory to the event at the client; of watchfiles alone, on the host."""
+    figures = []
+    count = max(50, int(effort.seconds * 10))
+    for system in _of_ours(systems):
+        for source in ("raw", "changes"):
+            figure = Figure(row=f"watch {source}", system=system.name, unit="ms")
+            figure.values = watches.of_sandboxd(system, source=source, count=count)
+            figures.append(figure)
+        figures.append(Figure(row="watch", system="watchfiles", unit="ms", values=watches.of_watchfiles(count=count)))
+    return figures
+
+
 # -- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -269,4 +282,5 @@ ROWS: dict[str, Row] = {
     "files": files,
     "memory": memory,
     "restart": restart,
+    "watch": watch,
 }

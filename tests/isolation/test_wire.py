@@ -24,6 +24,8 @@ from sandboxd.isolation.wire import (
     HEADER_SIZE,
     MAX_DATA,
     MAX_PAYLOAD,
+    Change,
+    ChangeKind,
     Flag,
     Frame,
     FrameDecoder,
@@ -32,8 +34,10 @@ from sandboxd.isolation.wire import (
     Stream,
     Tag,
     WireError,
+    decode_changes,
     decode_fields,
     decode_output,
+    encode_changes,
     encode_field,
     encode_frame,
     encode_output,
@@ -132,6 +136,28 @@ def test_output_round_trips(stream: Stream, offset: int, data: bytes) -> None:
     assert decode_output(frame.payload) == Output(stream, offset, data)
 
 
+changes = st.builds(
+    Change,
+    st.sampled_from(ChangeKind),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    names.filter(lambda name: name != "" and not name.startswith("/") and ".." not in name.split("/")),
+)
+
+
+@given(st.lists(changes, max_size=20))
+def test_changes_round_trip(told: list[Change]) -> None:
+    (frame,) = FrameDecoder().feed(encode_changes(told))
+    assert decode_changes(frame.payload) == told
+
+
+@pytest.mark.parametrize("path", ["", "/etc", "..", "a/../../b", "a\0b", "x" * 4096])
+def test_changes_of_what_lies_elsewhere_are_refused(path: str) -> None:
+    (frame,) = FrameDecoder().feed(encode_changes([Change(ChangeKind.CREATE, False, 0, path)]))
+    with pytest.raises(WireError):
+        decode_changes(frame.payload)
+
+
 @given(st.lists(st.binary(max_size=400), max_size=20))
 def test_garbage_frames_raise_nothing_but_wire_error(chunks: list[bytes]) -> None:
     decoder = FrameDecoder()
@@ -143,7 +169,7 @@ def test_garbage_frames_raise_nothing_but_wire_error(chunks: list[bytes]) -> Non
 
 @given(st.sampled_from(MESSAGES), st.binary(max_size=200))
 def test_garbage_payloads_raise_nothing_but_wire_error(kind: type[Message], payload: bytes) -> None:
-    for decode in (kind.decode, decode_output, decode_fields):
+    for decode in (kind.decode, decode_output, decode_changes, decode_fields):
         with suppress(WireError):
             decode(payload)
 

@@ -27,7 +27,7 @@ class CreateWatch(Request):
     """patterns (* ? [a-z]) of what to pass over and not to enter: with a slash for paths relative to the directory,
     without for any name"""
     source: WatchSource = WatchSource.CHANGES
-    """changes: create, modify and remove, folded within 8 ms. raw: create, write, chmod, rename and remove, each as
+    """changes: create, modify and remove, folded within 4 ms. raw: create, write, chmod, rename and remove, each as
     the kernel tells it"""
     user: UserName = ""
     """who watches; by default the sandbox's user. Directories this user cannot read are passed over"""

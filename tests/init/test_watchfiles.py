@@ -1,0 +1,102 @@
+"""Why watches do not stand on watchfiles, on the host's side of a sandbox: each fault shown there, and absent here.
+
+Should one of these tests fail because watchfiles got better, think again.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import trio
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+
+from tests.init.harness import RunningInit
+
+LEVELS = 10
+
+
+@pytest.fixture
+def place(directory: Path) -> Path:
+    path = directory / "watched"
+    path.mkdir()
+    return path
+
+
+def notifier(place: Path) -> RustNotify:
+    return RustNotify([str(place)], False, False, 0, True, True)
+
+
+def branching(place: Path) -> None:
+    """Few directories and links, and twice as many ways through them with each level."""
+    for level in range(LEVELS + 1):
+        (place / f"l{level}").mkdir()
+    for level in range(LEVELS):
+        for name in "ab":
+            (place / f"l{level}" / name).symlink_to(f"../l{level + 1}")
+
+
+def longest_pause(work: threading.Thread) -> float:
+    """In this thread, while another one works."""
+    longest, last = 0.0, time.monotonic()
+    work.start()
+    while work.is_alive():
+        time.sleep(0.001)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+def test_a_branching_tree_of_links_stalls_every_thread_there(place: Path) -> None:
+    branching(place)
+    begun = time.monotonic()
+    pause = longest_pause(threading.Thread(target=notifier, args=[place]))
+    assert pause > 0.8 * (time.monotonic() - begun)
+    assert pause > 0.05
+
+
+async def test_a_branching_tree_of_links_is_a_few_directories_here(release_init: RunningInit, place: Path) -> None:
+    branching(place)
+    begun = trio.current_time()
+    async with release_init.client.watch(str(place), recursive=True) as changes:
+        # As quick as for any other tree of this size, with room for a busy machine.
+        assert trio.current_time() - begun < 1
+        (place / f"l{LEVELS}" / "file").touch()
+        assert [change.path for change in await anext(changes)][:1] == [f"l{LEVELS}/file"]
+
+
+def test_a_name_is_that_of_a_link_there(place: Path) -> None:
+    (place / "real").mkdir()
+    (place / "z").mkdir()
+    (place / "z" / "link").symlink_to("../real")
+    with notifier(place) as notify:
+        (place / "real" / "file").touch()
+        assert {path for _, path in notify.watch(50, 5, 5000, None)} == {str(place / "z" / "link" / "file")}
+
+
+async def test_a_name_is_its_own_here(release_init: RunningInit, place: Path) -> None:
+    (place / "real").mkdir()
+    (place / "z").mkdir()
+    (place / "z" / "link").symlink_to("../real")
+    async with release_init.client.watch(str(place), recursive=True) as changes:
+        (place / "real" / "file").touch()
+        assert {change.path for change in await anext(changes)} == {"real/file"}
+
+
+def test_a_name_that_is_no_utf8_is_the_end_there(place: Path) -> None:
+    with notifier(place) as notify:
+        (place / os.fsdecode(b"\xff")).touch()
+        with pytest.raises(WatchfilesRustInternalError, match="Unable to decode"):
+            notify.watch(50, 5, 5000, None)
+
+
+def test_directories_made_quickly_lose_files_there(place: Path) -> None:
+    """tests/init/test_watches.py has the same with far more of them, where none is lost."""
+    lost = 0
+    for number in range(20):
+        with notifier(place) as notify:
+            (place / f"{number}/b/c/d").mkdir(parents=True)
+            (place / f"{number}/b/c/d/file").touch()
+            lost += f"{place}/{number}/b/c/d/file" not in {path for _, path in notify.watch(100, 20, 5000, None)}
+    assert lost > 0
