@@ -44,7 +44,7 @@ async def attach(command: Exec, relay: SignalRelay, *, stdin: bool, terminal: bo
             conclusion = await _converse(command, stdin=stdin)
     except BrokenPipeError:
         return EXIT_BROKEN_PIPE  # nobody reads us any more; as for any program in a pipeline, no reason to talk
-    return _conclude(conclusion)
+    return conclude(conclusion.exited, conclusion.lost)
 
 
 async def _converse(command: Exec, *, stdin: bool) -> _Conclusion:
@@ -89,15 +89,14 @@ def _follow(terminal: RawTerminal, command: Exec) -> Callable[[bool], Awaitable[
     return follow
 
 
-def _conclude(conclusion: _Conclusion) -> int:
+def conclude(exited: Exited, lost: int) -> int:
     """The exit status, and a word on stderr where the status alone would mislead."""
-    exited = conclusion.exited
     if exited.timed_out:
         complain(f"the command ran into its time limit and was killed after {exited.duration_ms / 1000:.1f} s")
         return EXIT_TIMED_OUT
     if exited.oom_killed:
         complain("the sandbox ran out of memory: the kernel killed something in it")
-    if conclusion.lost:
-        complain(f"{conclusion.lost} bytes of output were lost")
+    if lost:
+        complain(f"{lost} bytes of output were lost")
         return EXIT_OUTPUT_LOST
     return exited.exit_code

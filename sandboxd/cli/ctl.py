@@ -18,7 +18,11 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Commands in sandboxes": {
         "run": ("sandboxd.cli.run:run", "Run one command in a throw-away sandbox."),
         "exec": ("sandboxd.cli.run:exec_command", "Run a command in a sandbox."),
-        "shell": ("sandboxd.cli.run:shell", "Open a login shell in a sandbox."),
+        "shell": ("sandboxd.cli.ptys:shell", "Open a login shell in a sandbox."),
+        "attach": ("sandboxd.cli.ptys:attach", "Come back to a terminal in a sandbox."),
+        "ps": ("sandboxd.cli.commands:ps", "List background commands and terminals."),
+        "logs": ("sandboxd.cli.commands:logs", "Show the output of a background command."),
+        "kill": ("sandboxd.cli.commands:kill", "Kill, or signal, a background command."),
         "code": ("sandboxd.cli.code:code", "Run code in a kernel that remembers."),
         "cp": ("sandboxd.cli.copy:cp", "Copy files and directories in or out."),
         "watch": ("sandboxd.cli.watch:watch", "Show what happens to files in a sandbox."),

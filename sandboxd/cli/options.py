@@ -99,6 +99,11 @@ terminal_options = _all(
 )
 
 
+detach_option = click.option(
+    "-d", "--detach", is_flag=True, help="Let it run by itself; with -t in a terminal to `attach` to."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Joint:
     """How a command is joined to this process."""

@@ -1,9 +1,10 @@
-"""run, exec, shell: commands joined to this process."""
+"""run and exec: commands joined to this process, or (-d) left to themselves."""
 
 import errno
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from sandboxd.cli.attach import attach
 from sandboxd.cli.options import (
     Joint,
     choose_joint,
+    detach_option,
     environment_option,
     sandbox_options,
     sandbox_wish,
@@ -48,18 +50,29 @@ DELETE_PATIENCE = 15.0
 @click.command(context_settings=COMMAND_LAST)
 @sandbox_options
 @terminal_options
+@detach_option
 @click.argument("command", nargs=-1)
 def run(
-    command: tuple[str, ...], terminal: bool | None, stdin: bool | None, timeout: int | None, **options: Any
+    command: tuple[str, ...],
+    terminal: bool | None,
+    stdin: bool | None,
+    timeout: int | None,
+    detach: bool,
+    **options: Any,
 ) -> None:
     """Run one command in a throw-away sandbox; without COMMAND, a shell.
 
     \b
     Exit status: the command's own; 128+n if signal n ended it; 124 after --timeout;
-    125 if it could not be run. The sandbox is deleted in every case.
+    125 if it could not be run. The sandbox is deleted in every case but with -d:
+    then its id and the command's are printed, and it stays until you delete it.
     """
-    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=True)
     wish = sandbox_wish(**options)
+    if detach:
+        start = partial(run_detached, terminal=terminal or not command, timeout_ms=timeout)
+        with_client(lambda client: start(client, wish, command), failure=not_run)
+        return
+    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=True)
 
     async def body(client: Client, relay: SignalRelay) -> int:
         async with throw_away_sandbox(client, wish) as sandbox:
@@ -73,6 +86,7 @@ def run(
 @user_option
 @workdir_option
 @terminal_options
+@detach_option
 @click.argument("sandbox", type=SANDBOX)
 @click.argument("command", nargs=-1, required=True)
 def exec_command(
@@ -84,12 +98,20 @@ def exec_command(
     terminal: bool | None,
     stdin: bool | None,
     timeout: int | None,
+    detach: bool,
 ) -> None:
-    """Run a command in a sandbox. Exit status as for `run`; should this program end, the command does too."""
-    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=False)
+    """Run a command in a sandbox. Exit status as for `run`; should this program end, the command does too.
+
+    With -d it runs on by itself; its id is printed, for `logs`, `kill` and `attach`.
+    """
     command = command[1:] if command[0] == "--" else command  # click leaves it, since SANDBOX ended our options
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")
+    if detach:
+        start = partial(start_detached, terminal=bool(terminal), timeout_ms=timeout, env=env, user=user, cwd=workdir)
+        click.echo(with_client(lambda client: start(client, sandbox, command), failure=not_run))
+        return
+    joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=False)
 
     async def body(client: Client, relay: SignalRelay) -> int:
         return await run_joined(
@@ -99,21 +121,26 @@ def exec_command(
     run_and_exit(body)
 
 
-@click.command()
-@environment_option
-@user_option
-@workdir_option
-@click.argument("sandbox", type=SANDBOX)
-def shell(sandbox: str, env: dict[str, str], user: str | None, workdir: str | None) -> None:
-    """Open a login shell in a sandbox, in this terminal."""
-    joint = choose_joint(terminal=True, stdin=True, piped_stdin=True)
-    if not joint.raw:
-        raise RunFailure("cannot open a shell here: stdin is not a terminal; use `sandboxctl exec`")
+async def run_detached(
+    client: Client, wish: dict[str, Any], command: tuple[str, ...], *, terminal: bool, **options: Any
+) -> None:
+    """In a sandbox that stays; one in which the command cannot be started does not."""
+    sandbox = await client.create(**wish)
+    try:
+        number = await start_detached(client, sandbox.id, command, terminal=terminal, **options)
+    except BaseException:
+        await _delete(client, sandbox.id)
+        raise
+    click.echo(f"{sandbox.id} {number}")
 
-    async def body(client: Client, relay: SignalRelay) -> int:
-        return await run_joined(client, relay, sandbox, LOGIN_SHELL, joint, env=env, user=user, cwd=workdir)
 
-    run_and_exit(body)
+async def start_detached(
+    client: Client, sandbox: str, command: tuple[str, ...], *, terminal: bool, **options: Any
+) -> str:
+    """In the background, or (`terminal`) in a terminal to attach to; its id."""
+    if terminal:
+        return (await client.start_pty(sandbox, command or None, **options)).command_id
+    return (await client.start_command(sandbox, command, **options)).command_id
 
 
 def run_and_exit(body: Callable[[Client, SignalRelay], Awaitable[int]]) -> NoReturn:

@@ -1,7 +1,8 @@
 """Signals of this process while a command runs elsewhere: passed on, and in the end obeyed.
 
 The first SIGINT, SIGTERM or SIGHUP goes to the command, which may end in good order and with its own exit status. If
-it has not after `PATIENCE`, or at a second signal, whatever is going on here is cancelled, which ends the command.
+it has not after `PATIENCE`, or at a second signal, whatever is going on here is cancelled, which ends the command. A
+terminal that outlives us is different: there, the first signal already cancels what is going on here.
 """
 
 import signal
@@ -29,6 +30,14 @@ class SignalRelay:
         self._command: Exec | None = None
         self._on_terminal_change: Callable[[bool], Awaitable[None]] | None = None
         self._pending: int | None = None
+        self._patience = PATIENCE
+
+    def leave_at_signals(self, *, on_terminal_change: Callable[[bool], Awaitable[None]]) -> None:
+        """From here on a signal ends what is going on here, and nothing elsewhere."""
+        self._patience = 0.0
+        self._on_terminal_change = on_terminal_change
+        if self._pending is not None:
+            self.scope.deadline = trio.current_time()
 
     async def connect(
         self, command: Exec, *, on_terminal_change: Callable[[bool], Awaitable[None]] | None = None
@@ -50,7 +59,7 @@ class SignalRelay:
         insists = self._pending is not None
         self._pending = number
         self.exit_code = 128 + number
-        self.scope.deadline = trio.current_time() + (0 if insists else PATIENCE)
+        self.scope.deadline = trio.current_time() + (0 if insists else self._patience)
         if self._command is not None and not insists:
             await self._command.signal(signal.Signals(number).name)
 

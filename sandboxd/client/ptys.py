@@ -96,9 +96,10 @@ class PtyMethods(Caller):
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        timeout_ms: int | None = None,
     ) -> BackgroundCommand:
         """By default with a login shell."""
-        wish = given(cols=cols, rows=rows, cwd=cwd, env=env, user=user)
+        wish = given(cols=cols, rows=rows, cwd=cwd, env=env, user=user, timeout_ms=timeout_ms)
         body = {**({} if command is None else command_wish(command)), **wish}
         return BackgroundCommand.read(await self._call("POST", sandbox_path(sandbox, "pty"), body))
 

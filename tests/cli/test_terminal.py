@@ -5,6 +5,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -45,6 +46,12 @@ class Tmux:
 
 @pytest.fixture
 def terminal(ctl: Ctl) -> Iterator[Tmux]:
+    with open_terminal(ctl) as tmux:
+        yield tmux
+
+
+@contextmanager
+def open_terminal(ctl: Ctl) -> Iterator[Tmux]:
     tmux = Tmux(f"sandboxctl-{uuid.uuid4().hex[:8]}")
     environment = {**ctl.env(), "PS1": PROMPT + " ", "TERM": "vt220"}
     variables = [f"{name}={value}" for name, value in environment.items() if name != "TMUX"]
@@ -72,7 +79,8 @@ def test_a_shell_feels_like_one(terminal: Tmux, sandbox: str) -> None:
     terminal.wait_for("term=vt220")
     terminal.wait_for("/dev/pts/")
 
-    terminal.type("trap 'echo; echo resized' WINCH")
+    terminal.type("trap 'echo; echo resized' WINCH; echo set")
+    terminal.wait_for("set")
     terminal.call("resize-window", "-x", "100", "-y", "30")
     terminal.wait_for("resized")
     terminal.type("stty size")
@@ -132,6 +140,132 @@ def test_the_terminal_is_restored_when_sandboxctl_is_ended(terminal: Tmux, sandb
     subprocess.run(["kill", "-HUP", child], check=True)
     terminal.wait_for("status=129")
     assert_restored(terminal)
+
+
+def pty_of(daemon: Daemon, sandbox: str) -> str:
+    (view,) = daemon.call("GET", f"/v1/sandboxes/{sandbox}/pty").json["ptys"]
+    return str(view["pty_id"])
+
+
+def test_a_shell_is_left_and_come_back_to(terminal: Tmux, sandbox: str, root_daemon: Daemon) -> None:
+    terminal.type(f"sandboxctl shell {sandbox}; echo status=$?")
+    terminal.wait_for("user@sandbox")
+    terminal.type("word=kept; echo here")
+    terminal.wait_for("here")
+    terminal.key("C-p")
+    terminal.key("C-q")
+    terminal.wait_for("sandboxctl: detached; come back with")
+    terminal.wait_for("status=0")
+    assert_restored(terminal)
+    terminal.type("clear")
+    terminal.type(f"sandboxctl attach {sandbox}; echo status=$?")
+    terminal.wait_for("user@sandbox")
+    terminal.type("stty size; echo again $word; exit 5")
+    terminal.wait_for("24 80")
+    terminal.wait_for("again kept")
+    terminal.wait_for("status=5")
+    assert_restored(terminal)
+    terminal.type(f"clear; sandboxctl attach {sandbox}; echo status=$?")
+    terminal.wait_for("sandboxctl: cannot attach: no terminal is alive")
+    terminal.wait_for("status=125")
+
+
+def test_a_shell_survives_its_terminal_and_its_program(terminal: Tmux, sandbox: str, root_daemon: Daemon) -> None:
+    terminal.type(f"sandboxctl shell {sandbox}; echo status=$?")
+    terminal.wait_for("user@sandbox")
+    terminal.type("word=kept; echo here")
+    terminal.wait_for("here")
+    pid = terminal.call("display-message", "-p", "#{pane_pid}").strip()
+    (child,) = subprocess.run(["pgrep", "-P", pid], check=True, capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", "-KILL", child], check=True)
+    terminal.wait_for("status=137")
+    terminal.type("reset; clear")
+    terminal.type(f"sandboxctl attach {sandbox} {pty_of(root_daemon, sandbox)}")
+    terminal.wait_for("user@sandbox")
+    terminal.type("echo again $word")
+    terminal.wait_for("again kept")
+    terminal.type("exit")
+    terminal.wait_for(PROMPT)
+
+
+def test_a_full_screen_program_is_drawn_again(terminal: Tmux, sandbox: str) -> None:
+    """less, which draws its screen once, and again when the size changes."""
+    terminal.type(f"sandboxctl shell {sandbox}")
+    terminal.wait_for("user@sandbox")
+    terminal.type("seq 500 | less -X")
+    terminal.wait_for(":")
+    terminal.type("G")
+    terminal.wait_for("500")
+    terminal.key("C-p")
+    terminal.key("C-q")
+    terminal.wait_for("sandboxctl: detached")
+    terminal.type("clear")
+    terminal.wait_for(PROMPT)
+    terminal.type(f"sandboxctl attach {sandbox}")
+    terminal.wait_for("500")
+    terminal.type("g")
+    terminal.wait_for("1")
+    terminal.call("resize-window", "-x", "100", "-y", "40")
+    terminal.wait_for("39")
+    terminal.key("q")
+    terminal.wait_for("user@sandbox")
+    terminal.type("exit")
+    terminal.wait_for(PROMPT)
+    assert_restored(terminal)
+
+
+def test_utf_8_and_a_paste_arrive_as_they_are(terminal: Tmux, sandbox: str) -> None:
+    terminal.type(f"sandboxctl shell {sandbox}")
+    terminal.wait_for("user@sandbox")
+    terminal.type("echo 'Grüße €'")
+    terminal.wait_for("Grüße €")
+    # bash asks for bracketed paste: three lines come as one piece, and nothing runs before enter.
+    terminal.call("set-buffer", "echo one\necho two\necho 'thrée'")
+    terminal.call("paste-buffer", "-p", "-r")
+    terminal.wait_for("echo two")
+    assert not any(line == "one" for line in terminal.screen().splitlines())
+    terminal.key("Enter")
+    terminal.wait_for("thrée")
+    terminal.type("exit")
+    terminal.wait_for(PROMPT)
+    assert_restored(terminal)
+
+
+def test_another_client_takes_over(terminal: Tmux, sandbox: str, ctl: Ctl) -> None:
+    terminal.type(f"sandboxctl shell {sandbox}; echo status=$?")
+    terminal.wait_for("user@sandbox")
+    with open_terminal(ctl) as other:
+        other.type(f"sandboxctl attach --read-only {sandbox}")
+        other.wait_for("user@sandbox")
+        terminal.type("echo watched")
+        other.wait_for("watched")
+        other.key("C-p")
+        other.key("C-q")
+        other.wait_for("sandboxctl: detached")
+        other.type(f"clear; sandboxctl attach {sandbox}")
+        terminal.wait_for("sandboxctl: another client has taken over")
+        terminal.wait_for("status=0")
+        assert_restored(terminal)
+        other.wait_for("user@sandbox")
+        other.type("exit")
+        other.wait_for(PROMPT)
+
+
+def test_a_restart_of_the_daemon_is_hardly_noticed(own_root_daemon: Daemon) -> None:
+    daemon = own_root_daemon.start()
+    sandbox = daemon.create()
+    with open_terminal(Ctl.of(daemon)) as terminal:
+        terminal.type(f"sandboxctl shell {sandbox}; echo status=$?")
+        terminal.wait_for("user@sandbox")
+        terminal.type("word=kept; echo here")
+        terminal.wait_for("here")
+        daemon.kill()
+        daemon.start()
+        terminal.type("echo again $word")
+        terminal.wait_for("again kept")
+        terminal.type("exit 4")
+        terminal.wait_for("status=4")
+        assert_restored(terminal)
 
 
 def test_top_refreshes_until_ctrl_c(terminal: Tmux, sandbox: str, root_daemon: Daemon) -> None:
