@@ -37,6 +37,11 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "top": ("sandboxd.cli.usage:top", "Watch what all sandboxes use."),
         "events": ("sandboxd.cli.records:events", "Show what happened, or happens."),
     },
+    "Ports": {
+        "ports": ("sandboxd.cli.ports:ports", "List what listens in a sandbox, and what is exposed."),
+        "expose": ("sandboxd.cli.ports:expose", "Give a port of a sandbox a URL, or take it away."),
+        "forward": ("sandboxd.cli.forward:forward", "Bring ports of a sandbox to this machine."),
+    },
     "The daemon": {
         "info": ("sandboxd.cli.host:info", "Show how the daemon is and what it can do."),
         "log": ("sandboxd.cli.records:log", "Show the daemon's log."),

@@ -6,8 +6,9 @@
         async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation; those of background commands, terminals, watches and code
-               are in background.py, ptys.py, watches.py and code.py, and calls.py is what all of them stand on
+api.py         Client: one method per operation; those of background commands, terminals, ports, watches and
+               code are in background.py, ptys.py, ports.py, watches.py and code.py, and calls.py is what all of
+               them stand on
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -48,14 +49,17 @@ from sandboxd.client.models import Capabilities as Capabilities
 from sandboxd.client.models import CommandLogs as CommandLogs
 from sandboxd.client.models import CommandResult as CommandResult
 from sandboxd.client.models import Event as Event
+from sandboxd.client.models import ExposedPort as ExposedPort
 from sandboxd.client.models import Health as Health
 from sandboxd.client.models import Image as Image
+from sandboxd.client.models import ListeningPort as ListeningPort
 from sandboxd.client.models import LogRecord as LogRecord
 from sandboxd.client.models import Metrics as Metrics
 from sandboxd.client.models import Sandbox as Sandbox
 from sandboxd.client.models import Watch as Watch
 from sandboxd.client.models import WatchEvent as WatchEvent
 from sandboxd.client.models import WatchEvents as WatchEvents
+from sandboxd.client.ports import PortStream as PortStream
 from sandboxd.client.ptys import Attached as Attached
 from sandboxd.client.ptys import PtyAttachment as PtyAttachment
 from sandboxd.client.ptys import PtyEvent as PtyEvent

@@ -24,12 +24,13 @@ from sandboxd.client.models import (
     Metrics,
     Sandbox,
 )
+from sandboxd.client.ports import PortMethods
 from sandboxd.client.ptys import PtyMethods
 from sandboxd.client.streams import Messages, OneChunk, Pages
 from sandboxd.client.watches import WatchMethods
 
 
-class Client(CodeMethods, CommandMethods, PtyMethods, WatchMethods, Caller):
+class Client(CodeMethods, CommandMethods, PortMethods, PtyMethods, WatchMethods, Caller):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.

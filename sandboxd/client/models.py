@@ -167,6 +167,33 @@ class PtyOutput(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListeningPort(Model):
+    """A TCP port on which something listens inside."""
+
+    port: int
+    addresses: tuple[str, ...] = field(default=(), metadata=TUPLE)
+    reachable: bool = True
+    """through the daemon: not when it listens only on an address other than the loopback's"""
+    uid: int = 0
+    pid: int | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposedPort(Model):
+    port: int
+    host: str
+    url: str | None = None
+    path: str = ""
+    """of the same port below the API, with a key"""
+    protected: bool = False
+    created_at: datetime | None = field(default=None, metadata=TIME)
+    end_at: datetime | None = field(default=None, metadata=TIME)
+    token: str | None = None
+    """only in the answer to its exposure"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics(Model):
     """None is what the host cannot tell."""
 

@@ -74,7 +74,10 @@ class Upstream:
 
     async def _read(self) -> None:
         try:
-            self._h11.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
+            data = bytes(await self._stream.receive_some(READ_BYTES))
+            if not data and self._connection.was_reset():
+                raise self._broken("it has reset the connection")  # an answer without a length would look whole
+            self._h11.receive_data(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._broken("the connection broke") from error
         except h11.RemoteProtocolError as error:  # data after the end of the stream

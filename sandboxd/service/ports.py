@@ -7,6 +7,7 @@ and nothing of the host's network is touched.
 import hashlib
 import hmac
 import secrets
+import select
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
@@ -78,6 +79,15 @@ class PortConnection:
         self.stream = stream
         self._count = count
         self._open = True
+
+    def was_reset(self) -> bool:
+        """Once the stream has ended though we have not: whether by a reset, or because the program sends no more.
+
+        A Unix socket knows no reset, but sandbox-init closes its end altogether then, and only then.
+        """
+        poll = select.poll()
+        poll.register(self.stream.socket.fileno(), select.POLLIN)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def close(self) -> None:
         if self._open:

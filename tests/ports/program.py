@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import struct
 import sys
 import threading
 import time
@@ -149,6 +150,14 @@ def do_interim(self, request, query):
 def do_raw(self, request, query):
     """These bytes, and the end."""
     self.sock.sendall(bytes.fromhex(query["hex"]))
+    return False
+
+
+def do_reset(self, request, query):
+    """Half of an answer whose end is the connection's, and then no orderly end."""
+    self.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+    time.sleep(0.5)
+    self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return False
 
 

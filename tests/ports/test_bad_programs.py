@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import socket
 from collections.abc import Iterator
@@ -83,6 +84,15 @@ def test_half_an_answer_never_looks_whole(served: Served, said: bytes) -> None:
     assert b" 200" in received or b" 502" in received
     assert not received.endswith(b"0\r\n\r\n")
     assert b"content-length: 4\r\n" not in received
+
+
+def test_an_answer_without_a_length_that_is_reset_never_looks_whole(served: Served) -> None:
+    with connected(served) as connection:
+        connection.request("GET", f"{served.path}/reset", headers=served.key)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        with pytest.raises(http.client.IncompleteRead):
+            answer.read()
 
 
 def test_an_answer_nobody_asked_for_reaches_nobody(served: Served) -> None:

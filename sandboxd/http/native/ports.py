@@ -17,10 +17,11 @@ from sandboxd.http.native.port_schemas import (
 from sandboxd.http.routes import Call, validate_message
 from sandboxd.http.streams import to_json
 from sandboxd.http.websockets import Close, WebsocketSession, websocket_session
+from sandboxd.service.ports import PortConnection
 
 READ_BYTES = 64 * 1024
 
-RESET = Close(1014, "the program has reset the connection")
+RESET = Close(4502, "the program has reset the connection")
 
 
 async def expose(call: Call, sandbox: str) -> NewlyExposedPort:
@@ -75,29 +76,37 @@ async def stream(call: Call, sandbox: str, port: str) -> None:
         try:
             await session.send(to_json({"type": "connected"}))
             with ungrouped():
-                await _relay(session, connection.stream)
+                await _Relay(session, connection).run()
         finally:
             connection.close()
 
 
-async def _relay(session: WebsocketSession, connection: trio.SocketStream) -> None:
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_inwards, session, connection, nursery.cancel_scope)
-            while data := await connection.receive_some(READ_BYTES):
-                await session.send(bytes(data))
-            await session.send(to_json({"type": "eof"}))
-    except* (trio.BrokenResourceError, trio.ClosedResourceError):
-        await session.close(RESET)
+class _Relay:
+    def __init__(self, session: WebsocketSession, connection: PortConnection) -> None:
+        self._session = session
+        self._connection = connection
+        self._ended_here = False
 
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._inwards, nursery.cancel_scope)
+                while data := await self._connection.stream.receive_some(READ_BYTES):
+                    await self._session.send(bytes(data))
+                if not self._ended_here and self._connection.was_reset():
+                    raise trio.BrokenResourceError
+                await self._session.send(to_json({"type": "eof"}))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._session.close(RESET)
 
-async def _inwards(session: WebsocketSession, connection: trio.SocketStream, everything: trio.CancelScope) -> None:
-    """The client's bytes; its leaving without an end cuts the connection."""
-    async for message in session:
-        if isinstance(message, bytes):
-            await connection.send_all(message)
-        else:
-            validate_message(EndOfStream, message)
-            await connection.send_eof()
-            return
-    everything.cancel("the client left")
+    async def _inwards(self, everything: trio.CancelScope) -> None:
+        """The client's bytes; its leaving without an end cuts the connection."""
+        async for message in self._session:
+            if isinstance(message, bytes):
+                await self._connection.stream.send_all(message)
+            else:
+                validate_message(EndOfStream, message)
+                self._ended_here = True
+                await self._connection.stream.send_eof()
+                return
+        everything.cancel("the client left")
