@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test bench check clean
+.PHONY: help setup run serve test bench soak check clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -30,6 +30,9 @@ test: setup ## set up, then run the tests (ARGS="tests/http -k upload" for some 
 
 bench: setup ## set up, then measure against the peers that are installed (ARGS for options)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
+
+soak: setup ## set up, then an hour of many clients and a daemon killed again and again (ARGS="--minutes 10" for less)
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 check: ## linters, types, and the tests of the code's structure
 	@$(SETUP) venv
