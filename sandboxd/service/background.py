@@ -6,6 +6,7 @@ follower (command_follower.py), which everybody reads at a pace of their own.
 """
 
 import logging
+import re
 import secrets
 import shlex
 import shutil
@@ -42,6 +43,8 @@ from sandboxd.store import Store
 
 log = logging.getLogger(__name__)
 
+# Our commands' ids, among the labels that other parts of the service give.
+_OURS: Final = re.compile(r"[cp][0-9a-f]{16}")
 # Of a command, for those who list them.
 MOST_SHOWN: Final = 4096
 # What one read of a log takes into memory.
@@ -89,7 +92,7 @@ class BackgroundCommands:
             else:
                 await self._settle_missing(book, command)
         for label, item in listed.items():
-            if item.state is CommandState.ENDED and _is_done_with(book.get(label)):
+            if item.state is CommandState.ENDED and _OURS.fullmatch(label) and _is_done_with(book.get(label)):
                 await release(entry, item.command)
         await trio.to_thread.run_sync(_sweep, self._disk.paths(entry.sandbox.id).commands, frozenset(book))
 

@@ -220,3 +220,48 @@ def test_a_deleted_sandbox_takes_its_commands_along(background: Background) -> N
     assert database.execute("SELECT count(*) FROM commands").fetchone() == (0,)
     database.close()
     restart(daemon)
+
+
+# -- and machines that are paused, stopped and started ------------------------------------------------------------
+
+
+def change(background: Background, operation: str, **body: object) -> None:
+    answer = background.daemon.call("POST", f"/v1/sandboxes/{background.sandbox}/{operation}", body or None)
+    if answer.status == 422 and operation == "pause":
+        pytest.skip("this host cannot freeze a sandbox")
+    assert answer.status == 200, answer.data
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["with the same daemon", "with another daemon"])
+def test_a_command_goes_on_after_a_pause(background: Background, restarted: bool) -> None:
+    command = background.start("echo before; read line; echo after; exit 3", stdin=True)
+    wait_until(lambda: background.stdout(command) == "before\n")
+    change(background, "pause")
+    if restarted:
+        background.daemon.kill()
+        restart(background.daemon)
+    assert background.view(command)["status"] == "running"
+    assert background.stdout(command) == "before\n"
+    assert background.answer(command, "stdin", {"data": "\n"}).status == 409
+    change(background, "resume")
+    background.post(command, "stdin", {"data": "\n"})
+    assert background.ended(command)["exit_code"] == 3
+    assert background.stdout(command) == "before\nafter\n"
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["with the same daemon", "with another daemon"])
+def test_stopping_ends_commands_and_starting_leaves_them_ended(background: Background, restarted: bool) -> None:
+    command = background.start("echo up; sleep 600")
+    wait_until(lambda: background.stdout(command) == "up\n")
+    change(background, "stop")
+    assert background.ended(command)["status"] in {"killed", "lost"}
+    if restarted:
+        background.daemon.kill()
+        restart(background.daemon)
+    change(background, "start")
+    assert background.view(command)["status"] in {"killed", "lost"}
+    assert background.stdout(command) == "up\n"
+    assert background.answer(command, "kill").status == 200
+    later = background.start("echo again; exit 5")
+    assert background.ended(later)["exit_code"] == 5
+    assert [view["command_id"] for view in background.views()] == [command, later]
