@@ -9,6 +9,7 @@
     provision   getting the peers
     rows        what is measured
     density     memory of idle sandboxes
+    terminals   keys and logs
     report      aims, table, JSON
 
 Fairness: the same root file system and command for all, no network, warm caches, alternating order. Where conditions

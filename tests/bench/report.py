@@ -40,6 +40,7 @@ AIMS = (
     Aim(row="upload", bound=250, unit="MB/s"),
     Aim(row="download", bound=250, unit="MB/s"),
     Aim(row="restart ×200", bound=2000, unit="ms"),
+    Aim(row="pty echo", bound=4, unit="ms"),
     Aim(row="watch raw", bound=20, unit="ms"),
     Aim(row="watch changes", bound=20, unit="ms"),
 )

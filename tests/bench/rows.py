@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import density, machine, watches
+from tests.bench import density, machine, terminals, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
 
 MIB = 1024 * 1024
 OUTPUT_SIZE = 64 * MIB
+LOG_SIZE = 12 * MIB
+ECHOES = 500
 WORKERS = (1, 4, 16)
 # With fewer, what the rest of the machine does meanwhile is more than what they take.
 ENOUGH_TO_WEIGH_HOST = 100
@@ -205,6 +207,31 @@ def watch(systems: Sequence[System], effort: Effort) -> list[Figure]:
     return figures
 
 
+def pty(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """A key, from the client to a program in a terminal and back, over the websocket."""
+    figures = []
+    for system in _of_ours(systems):
+        figure = Figure(row="pty echo", system=system.name, unit="ms")
+        figure.values = list(terminals.echoes(system, count=ECHOES))
+        figures.append(figure)
+    return figures
+
+
+def logs(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """The log of a background command, followed as it is written: no more than is kept, so that none is lost."""
+    figures = []
+    for system in _of_ours(systems):
+        figure = Figure(row="logs", system=system.name, unit="MB/s", higher_is_better=True)
+        sandbox = system.create()
+        work = partial(terminals.follow, system, sandbox, LOG_SIZE)
+        trial = Trial(system=system.name, run=_rate_of(LOG_SIZE, lambda work=work: _expect(LOG_SIZE, work())))
+        for _ in range(5):
+            figure.attempt(trial)
+        system.client.request("DELETE", f"/v1/sandboxes/{sandbox}")
+        figures.append(figure)
+    return figures
+
+
 # -- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -283,4 +310,6 @@ ROWS: dict[str, Row] = {
     "memory": memory,
     "restart": restart,
     "watch": watch,
+    "pty": pty,
+    "logs": logs,
 }
