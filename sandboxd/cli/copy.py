@@ -1,4 +1,4 @@
-"""cp: files through the API's file transfer, directories as tar archives through `tar` in the sandbox."""
+"""cp: files through the API's file transfer, directories as archives."""
 
 import os
 import posixpath
@@ -19,9 +19,10 @@ from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.tarpipe import receive_tree, send_tree
 from sandboxd.cli.trees import Skipped, current_umask
-from sandboxd.client import Client
+from sandboxd.client import ApiError, Client, FileInfo
 
 PIPE = "-"
+NOTHING_THERE = frozenset({"not_found", "not_a_directory", "permission_denied"})
 # Before the first slash, so that ./a:b is a local file.
 _REMOTE = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 
@@ -35,12 +36,12 @@ class Place:
     path: str
     """absolute"""
     user: str | None
-    mode: int | None
-    """of what is there, as in stat(2); None if nothing is"""
+    found: FileInfo | None
+    """what is there, links followed; None if nothing is"""
 
     @property
     def is_directory(self) -> bool:
-        return self.mode is not None and stat.S_ISDIR(self.mode)
+        return self.found is not None and self.found.type == "directory"
 
     def __str__(self) -> str:
         return f"{self.sandbox}:{self.path}"
@@ -74,9 +75,13 @@ def cp(source: str, target: str, user: str | None) -> None:
 async def find_place(client: Client, sandbox: str, path: str, user: str | None) -> Place:
     """What a path in a sandbox means, and what is there."""
     if not path.startswith("/"):
-        path = posixpath.join((await client.get(sandbox)).workdir or "/", path)
-    looked = await client.shell(sandbox, ["stat", "-L", "-c", "%f", "--", path], user=user)
-    return Place(client, sandbox, path, user, int(looked.stdout, 16) if looked.exit_code == 0 else None)
+        path = posixpath.join((await client.stat(sandbox, ".", user=user)).path, path)
+    try:
+        return Place(client, sandbox, path, user, await client.stat(sandbox, path, user=user))
+    except ApiError as error:
+        if error.kind not in NOTHING_THERE:
+            raise
+        return Place(client, sandbox, path, user, None)
 
 
 # -- into a sandbox -----------------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ async def upload_file(source: str, target: Place) -> None:
 
 
 async def upload_directory(source: str, target: Place) -> None:
-    if target.mode is not None and not target.is_directory:
+    if target.found is not None and not target.is_directory:
         raise Failure(f"cannot copy the directory {source}: {target} is not a directory")
     path = posixpath.join(target.path, own_name(source)) if target.is_directory else target.path
     note_skipped(await send_tree(target.client, target.sandbox, Path(source), path, user=target.user), source)
@@ -118,7 +123,7 @@ async def upload_directory(source: str, target: Place) -> None:
 
 
 async def copy_out(source: Place, target: str) -> None:
-    if source.mode is None:
+    if source.found is None:
         raise Failure(f"cannot copy {source}: there is no such file, or it may not be looked at")
     if target == PIPE:
         if source.is_directory:
@@ -133,7 +138,7 @@ async def copy_out(source: Place, target: str) -> None:
 
 
 async def download_file(source: Place, target: Path) -> None:
-    mode = stat.S_IMODE(source.mode or 0) & 0o777
+    mode = (source.found.mode if source.found else 0) & 0o777
     async with source.client.download(source.sandbox, source.path, user=source.user) as answer:
         with transfer_progress(str(source), answer.size) as advance, replacing(target, mode) as file:
             async for chunk in answer:

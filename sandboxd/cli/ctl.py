@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "kill": ("sandboxd.cli.commands:kill", "Kill, or signal, a background command."),
         "code": ("sandboxd.cli.code:code", "Run code in a kernel that remembers."),
         "cp": ("sandboxd.cli.copy:cp", "Copy files and directories in or out."),
+        "fs": ("sandboxd.cli.fs:fs", "List, print, move, remove … files in a sandbox."),
         "watch": ("sandboxd.cli.watch:watch", "Show what happens to files in a sandbox."),
     },
     "Sandboxes": {

@@ -6,9 +6,9 @@
         async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation; those of background commands, terminals, ports, watches and
-               code are in background.py, ptys.py, ports.py, watches.py and code.py, and calls.py is what all of
-               them stand on
+api.py         Client: one method per operation; those of background commands, terminals, files, ports, watches
+               and code are in background.py, ptys.py, files.py, ports.py, watches.py and code.py, and calls.py is
+               what all of them stand on
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -50,12 +50,15 @@ from sandboxd.client.models import CommandLogs as CommandLogs
 from sandboxd.client.models import CommandResult as CommandResult
 from sandboxd.client.models import Event as Event
 from sandboxd.client.models import ExposedPort as ExposedPort
+from sandboxd.client.models import FileInfo as FileInfo
 from sandboxd.client.models import Health as Health
 from sandboxd.client.models import Image as Image
 from sandboxd.client.models import ListeningPort as ListeningPort
 from sandboxd.client.models import LogRecord as LogRecord
 from sandboxd.client.models import Metrics as Metrics
 from sandboxd.client.models import Sandbox as Sandbox
+from sandboxd.client.models import Unpacked as Unpacked
+from sandboxd.client.models import UploadState as UploadState
 from sandboxd.client.models import Watch as Watch
 from sandboxd.client.models import WatchEvent as WatchEvent
 from sandboxd.client.models import WatchEvents as WatchEvents

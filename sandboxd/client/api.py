@@ -11,7 +11,7 @@ from sandboxd.client.background import CommandMethods
 from sandboxd.client.calls import Caller, Command, body_headers, command_wish, given, json_of, sandbox_path, target_of
 from sandboxd.client.code import CodeMethods
 from sandboxd.client.execution import Exec, ExecEvent, read_event
-from sandboxd.client.http import Answer
+from sandboxd.client.files import FileMethods
 from sandboxd.client.models import (
     ApiKey,
     Capabilities,
@@ -26,11 +26,11 @@ from sandboxd.client.models import (
 )
 from sandboxd.client.ports import PortMethods
 from sandboxd.client.ptys import PtyMethods
-from sandboxd.client.streams import Messages, OneChunk, Pages
+from sandboxd.client.streams import Messages, Pages
 from sandboxd.client.watches import WatchMethods
 
 
-class Client(CodeMethods, CommandMethods, PortMethods, PtyMethods, WatchMethods, Caller):
+class Client(CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, WatchMethods, Caller):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.
@@ -171,40 +171,6 @@ class Client(CodeMethods, CommandMethods, PortMethods, PtyMethods, WatchMethods,
         async with self._websocket(sandbox_path(sandbox, "exec")) as websocket:
             await websocket.send(json.dumps({"type": "start", **command_wish(command), "stdin": stdin, **options}))
             yield Exec(websocket)
-
-    # Files
-
-    async def upload(
-        self,
-        sandbox: str,
-        path: str,
-        data: bytes | AsyncIterable[bytes],
-        *,
-        size: int | None = None,
-        mode: int | None = None,
-        user: str | None = None,
-        parents: bool = False,
-    ) -> int:
-        """Write a file as one atomic step, from bytes or a stream of any length; returns its size.
-
-        `size`: what a stream will yield, if known. `mode`: permission bits. `parents`: make missing directories.
-        """
-        chunks = OneChunk(data) if isinstance(data, bytes) else data
-        length = len(data) if isinstance(data, bytes) else size
-        query = given(path=path, mode=None if mode is None else f"{mode:04o}", user=user)
-        if parents:
-            query["parents"] = "true"
-        target = target_of(sandbox_path(sandbox, "files"), query)
-        headers = body_headers("application/octet-stream", length)
-        async with self._pool.exchange("PUT", target, chunks, headers) as answer:
-            return int((await json_of(answer))["size"])
-
-    @asynccontextmanager
-    async def download(self, sandbox: str, path: str, *, user: str | None = None) -> AsyncIterator[Answer]:
-        """A file's content: `answer.size`, then iterate over `answer`, or `await answer.read()`."""
-        target = target_of(sandbox_path(sandbox, "files"), given(path=path, user=user))
-        async with self._pool.exchange("GET", target) as answer:
-            yield answer
 
     # Events and the log
 

@@ -291,3 +291,42 @@ class LogRecord(Model):
     logger: str = ""
     message: str = ""
     details: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo(Model):
+    path: str
+    """absolute, or relative to the directory that was listed; `raw["path_b64"]` where it is not UTF-8"""
+    name: str
+    type: str
+    """file, directory, symlink, fifo, socket, character_device, block_device or unknown"""
+    size: int
+    mode: int = field(metadata={"read": lambda text: int(text, 8)})
+    """permission bits"""
+    owner: str = ""
+    group: str = ""
+    uid: int = 0
+    gid: int = 0
+    modified_at: datetime | None = field(default=None, metadata=TIME)
+    target: str | None = None
+    """what a symbolic link says"""
+    real_path: str | None = None
+    """where the path leads, links resolved"""
+
+    @property
+    def exact_path(self) -> bytes:
+        encoded = self.raw.get("path_b64")
+        return self.path.encode() if encoded is None else b64decode(encoded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadState(Model):
+    offset: int
+    """where the next piece begins"""
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked(Model):
+    entries: int
+    bytes: int

@@ -69,6 +69,22 @@ def test_a_directory_goes_into_one_that_exists(ctl: Ctl, sandbox: str, tmp_path:
     assert (tmp_path / "down/tree/file").read_text() == "in"
 
 
+def test_directories_need_no_tar_in_the_sandbox(ctl: Ctl, sandbox: str, tmp_path: Path) -> None:
+    ctl.text("exec", "-u", "root", sandbox, "sh", "-c", 'rm -f "$(command -v tar)"')
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("in")
+    ctl.text("cp", str(tmp_path / "tree"), f"{sandbox}:/tmp/tree")
+    ctl.text("cp", f"{sandbox}:/tmp/tree", str(tmp_path / "back"))
+    assert (tmp_path / "back/file").read_text() == "in"
+
+
+def test_a_directory_that_may_not_be_read_is_named(ctl: Ctl, sandbox: str, tmp_path: Path) -> None:
+    ctl.text("exec", "-u", "root", sandbox, "sh", "-c", "mkdir -p /tmp/d/a && mkdir -m 700 /tmp/d/secret")
+    done = ctl.run("cp", f"{sandbox}:/tmp/d", str(tmp_path / "d"))
+    assert done.returncode == 1
+    assert 'cannot pack \\"secret\\": Permission denied' in done.stderr.decode().replace('"', '\\"')
+
+
 def test_special_files_are_left_out_with_a_word(ctl: Ctl, sandbox: str, tmp_path: Path) -> None:
     ctl.text("exec", sandbox, "sh", "-c", "mkdir /tmp/d && mkfifo /tmp/d/pipe && touch /tmp/d/file")
     done = ctl.run("cp", f"{sandbox}:/tmp/d", str(tmp_path / "d"))
@@ -104,7 +120,7 @@ def test_a_download_that_fails_leaves_what_was_there(ctl: Ctl, sandbox: str, tmp
         ("{tmp}", "{box}:/etc/passwd", "is not a directory"),
         ("{box}:/etc", "-", "it is a directory"),
         ("{box}:/etc/passwd", "{tmp}/none/such", "cannot write"),
-        ("{tmp}", "{box}:/root/x", "tar in the sandbox"),
+        ("{tmp}", "{box}:/root/x", "Permission denied"),
         ("/etc/passwd", "{box}:/root/x", "cannot"),
         ("/etc/passwd", "nonesuch:/tmp/x", "cannot find sandbox"),
     ],

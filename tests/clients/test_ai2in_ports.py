@@ -16,7 +16,7 @@ PORT = 8000
 
 
 def visit(access: Access, host: str, path: str) -> http.client.HTTPResponse:
-    """As a browser would: it knows that names under localhost are this machine, which Python leaves to the resolver."""
+    """As a browser would, which knows that names under localhost are this machine; Python asks the resolver."""
     name, _, port = host.rpartition(":")
     assert name.endswith(".localhost")
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
