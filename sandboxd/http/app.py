@@ -7,6 +7,8 @@ from quart.wrappers import Response
 from werkzeug.exceptions import HTTPException
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.akira import errors as akira_errors
+from sandboxd.http.akira import routes as akira
 from sandboxd.http.connection import SandboxdApp
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
@@ -31,6 +33,7 @@ def build_app(service: Service) -> ASGIFramework:
     app = SandboxdApp("sandboxd")
     app.config["BODY_TIMEOUT"] = service.config.http.body_idle_timeout
     add_routes(app, service, ROUTES)
+    add_routes(app, service, akira.ROUTES, explain=akira_errors.explain)
     app.register_error_handler(SandboxdError, _domain_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)

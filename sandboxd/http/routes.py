@@ -21,6 +21,7 @@ from sandboxd.service.service import Service
 M = TypeVar("M", bound=BaseModel)
 
 Handler = Callable[..., Awaitable[Any]]
+Explain = Callable[[Exception], Response]
 Streams = Literal["sse", "download", "upload", "websocket"]
 
 
@@ -53,13 +54,28 @@ class Route:
     """what is more than one JSON value, for the API's description"""
 
 
-def add_routes(app: SandboxdApp, service: Service, routes: tuple[Route, ...]) -> None:
+def add_routes(
+    app: SandboxdApp, service: Service, routes: tuple[Route, ...], *, explain: Explain | None = None
+) -> None:
+    """`explain` makes a dialect's answer of an error; without it the application's own is given."""
     for route in routes:
         name = f"{route.method} {route.path}".replace(".", "_")
         if route.streams == "websocket":
             app.add_websocket(route.path, name, _websocket_view(route, service))
         else:
-            app.add_url_rule(route.path, name, _view(route, service), methods=[route.method], strict_slashes=True)
+            view = _view(route, service) if explain is None else _explained(_view(route, service), explain)
+            app.add_url_rule(route.path, name, view, methods=[route.method], strict_slashes=True)
+
+
+def _explained(view: Handler, explain: Explain) -> Handler:
+    async def explained(**parameters: str) -> Response:
+        try:
+            answer: Response = await view(**parameters)
+        except Exception as error:
+            return explain(error)
+        return answer
+
+    return explained
 
 
 def _view(route: Route, service: Service) -> Handler:

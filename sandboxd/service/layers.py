@@ -21,6 +21,7 @@ from sandboxd.model import Layer, Sandbox, Snapshot
 from sandboxd.service.disk import Disk
 from sandboxd.service.events import EventLog
 from sandboxd.service.layer_files import LayerFiles
+from sandboxd.service.names import check_not_reserved
 from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Layers:
         return next((each for each in self._snapshots.values() if each.name == name), None)
 
     def check_name(self, name: str | None) -> None:
-        """Raises: Conflict when a snapshot has it."""
+        """Raises: Conflict when a snapshot has it, Unprocessable when none may."""
+        check_not_reserved(name)
         if name is not None and (name in self._snapshots or self._named(name) is not None):
             raise Conflict(f"cannot name the snapshot {name!r}: another one has that name", name=name)
 

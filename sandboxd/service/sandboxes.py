@@ -32,6 +32,7 @@ from sandboxd.service.journal import Journal
 from sandboxd.service.layers import Layers
 from sandboxd.service.lifecycle import Lifecycle
 from sandboxd.service.machines import Machines
+from sandboxd.service.names import check_not_reserved
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.recovery import attach, finish_interrupted, sweep
 from sandboxd.service.slots import Slots
@@ -113,6 +114,7 @@ class Sandboxes:
         """
         if len(self._entries) >= self._limit:
             raise Unavailable(f"cannot create the sandbox: this daemon holds its maximum of {self._limit}")
+        check_not_reserved(spec.name)
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
         slot = self._slots.take()

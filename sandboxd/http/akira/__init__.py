@@ -1,0 +1,7 @@
+"""Akira's API: create, execute, upload, download, snapshots. README says what was chosen where it does not say.
+
+routes.py    its paths, and at which of them the native API already answers
+schemas.py   its bodies
+errors.py    its error body
+sandboxes.py commands.py files.py snapshots.py   what the routes do
+"""

@@ -1,0 +1,66 @@
+"""Commands in Akira's words: to their end, or as a stream of server-sent events.
+
+event: stdout            {"data": "text"}                      and the same for stderr
+event: exit              {"exit_code": 0, "timed_out": false, "duration": 0.01}       the last
+event: error             {"code": "…", "message": "…"}         instead, when the sandbox ends under the command
+"""
+
+import codecs
+from collections.abc import AsyncGenerator, Iterator
+
+import trio
+
+from sandboxd.errors import SandboxdError, ungrouped
+from sandboxd.http.akira.schemas import Executed
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.model import CommandExited, OutputChunk, StreamName
+
+
+async def execute(call: Call, sandbox: str) -> Executed:
+    return Executed.of(await call.service.run(sandbox, call.body.to_domain(), stdin=b"", max_output=None))
+
+
+async def execute_async(call: Call, sandbox: str) -> TrioResponse:
+    call.service.sandboxes.entry(sandbox).require_running()
+    return sse_response(_stream(call, sandbox))
+
+
+@trio.as_safe_channel
+async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, None]:
+    text = _Text()
+    try:
+        with ungrouped():
+            async with call.service.command(sandbox, call.body.to_domain()) as command:
+                while command.exited is None:
+                    event = await command.receive()
+                    if isinstance(event, OutputChunk):
+                        for item in text.of(event.stream, event.data):
+                            yield item
+                    elif isinstance(event, CommandExited):
+                        for item in [*text.rest(), _exit(event)]:
+                            yield item
+    except SandboxdError as error:
+        yield ServerSentEvent.of({"code": error.kind, "message": error.message}, event="error")
+
+
+def _exit(exited: CommandExited) -> ServerSentEvent:
+    code = 128 + exited.signal if exited.signal is not None else exited.exit_code
+    facts = {"exit_code": code, "timed_out": exited.timed_out, "duration": round(exited.duration, 3)}
+    return ServerSentEvent.of(facts, event="exit")
+
+
+class _Text:
+    """Output as text; a character that is split between two reads waits for its rest."""
+
+    def __init__(self) -> None:
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in StreamName}
+
+    def of(self, stream: StreamName, data: bytes, *, final: bool = False) -> Iterator[ServerSentEvent]:
+        if text := self._decoders[stream].decode(data, final):
+            yield ServerSentEvent.of({"data": text}, event=stream)
+
+    def rest(self) -> Iterator[ServerSentEvent]:
+        for stream in StreamName:
+            yield from self.of(stream, b"", final=True)

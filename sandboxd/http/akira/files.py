@@ -1,0 +1,50 @@
+"""Files in Akira's words: one up, one down, of any size."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import trio
+from quart import request
+
+from sandboxd.errors import InvalidRequest
+from sandboxd.http.akira.schemas import Upload, Uploaded
+from sandboxd.http.connection import read_body
+from sandboxd.http.routes import Call, validate_message
+from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import stream_response
+from sandboxd.isolation.init_files import WriteOptions
+from sandboxd.service.files import Files
+
+_AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
+
+
+async def upload(call: Call, sandbox: str) -> Uploaded:
+    files = Files(call.service.sandboxes.entry(sandbox))
+    if call.query.path is not None:
+        return await _write(files, call.query.path, aiter(request.body))
+    body = validate_message(Upload, await read_body(limit=call.service.config.http.max_body_bytes))
+    return await _write(files, body.path, _one(body.data()))
+
+
+async def _write(files: Files, path: str, content: AsyncIterator[bytes]) -> Uploaded:
+    size = await files.write(path.encode("utf-8", "surrogateescape"), content, _AS_ONE_STEP)
+    return Uploaded(path=path, size=size)
+
+
+async def _one(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def download(call: Call, sandbox: str) -> TrioResponse:
+    files = Files(call.service.sandboxes.entry(sandbox))
+    path = call.query.path.encode("utf-8", "surrogateescape")
+    found = await files.stat(path)
+    if found.kind != "file":
+        raise InvalidRequest(f"cannot download {call.query.path!r}: it is no file but a {found.kind}")
+    return stream_response(_content(files, path), encode=bytes, content_type="application/octet-stream")
+
+
+@trio.as_safe_channel
+async def _content(files: Files, path: bytes) -> AsyncGenerator[bytes, None]:
+    async with files.open(path) as reader:
+        async for part in reader:
+            yield part

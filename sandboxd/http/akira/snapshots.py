@@ -1,0 +1,36 @@
+"""Snapshots and clones in Akira's words."""
+
+from quart.wrappers import Response
+
+from sandboxd.http.akira.schemas import Deleted, SandboxView, SnapshotList, SnapshotView
+from sandboxd.http.routes import Call, render
+from sandboxd.model import Sandbox, SandboxSpec
+
+
+async def take(call: Call, sandbox: str) -> SnapshotView:
+    body = call.body
+    snapshot = await call.service.snapshots.take(sandbox, name=body.name, description=body.description, metadata=None)
+    return SnapshotView.of(snapshot)
+
+
+async def list_all(call: Call) -> SnapshotList:
+    return SnapshotList(snapshots=[SnapshotView.of(each) for each in call.service.snapshots.layers.snapshots()])
+
+
+async def delete(call: Call, snapshot: str) -> Deleted:
+    return Deleted(id=(await call.service.snapshots.delete(snapshot)).id)
+
+
+async def clone(call: Call, sandbox: str) -> SandboxView:
+    (made,) = await call.service.clone(sandbox, count=1, name=None, lifetime=None)
+    if isinstance(made, Sandbox):
+        return SandboxView.of(made)
+    raise made
+
+
+async def restore(call: Call, snapshot: str) -> SandboxView | Response:
+    """Into a new sandbox (201), or the one named, in place (200)."""
+    if call.body.sandbox_id is None:
+        spec = SandboxSpec(image="", image_name="")
+        return SandboxView.of(await call.service.create_from(snapshot, spec))
+    return render(SandboxView.of(await call.service.snapshots.restore(call.body.sandbox_id, snapshot)))
