@@ -26,7 +26,7 @@ POINTS: Final = (
     "stop:recorded",
     "stop:asked",
     "stop:killed",
-    "stop:confirmed",
+    "stopped:confirmed",
     "start:recorded",
     "start:cgroup",
     "start:launched",

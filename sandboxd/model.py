@@ -92,6 +92,28 @@ class Limits:
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
 
+class ExpiryAction(enum.StrEnum):
+    """What happens to a sandbox whose time is over."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instant:
+    """A moment by both clocks: the wall's, and CLOCK_BOOTTIME of one boot of the host."""
+
+    wall: float
+    uptime: float
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline(Instant):
+    """A moment to come, as both clocks counted when it was set."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What a client asked for, with every default filled in."""
@@ -107,7 +129,14 @@ class SandboxSpec:
     workdir: str = ""
     hostname: str = "sandbox"
     timeout: float | None = None
-    """lifetime in seconds from creation"""
+    """lifetime in seconds, from creation or from when it was last set"""
+    on_timeout: ExpiryAction = ExpiryAction.KILL
+    idle_timeout: float | None = None
+    """seconds after the last use"""
+    on_idle: ExpiryAction | None = None
+    """None: as on_timeout"""
+    auto_resume: bool = False
+    """whatever needs its machine while it is paused, stopped or exited resumes or starts it first"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +170,8 @@ class Sandbox:
     stopped_jobs: tuple[int, ...] = ()
     """host pids that its own shells had stopped before it was paused by signals: to be left so"""
     ended_at: float | None = None
-    expires_at: float | None = None
+    deadline: Deadline | None = None
+    """when its lifetime is over"""
     end_reason: str | None = None
     machine: Machine | None = None
     layer: str | None = None

@@ -63,6 +63,12 @@ MIGRATIONS = (
     CREATE TABLE layers (id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE snapshots (id TEXT PRIMARY KEY, created_at REAL NOT NULL, body TEXT NOT NULL);
     """,
+    # A deadline by both clocks; before it knew the wall's only, as if it had been set in another boot.
+    """
+    UPDATE sandboxes SET body = json_set(
+        body, '$.deadline', json_object('wall', json_extract(body, '$.expires_at'), 'uptime', 0.0, 'boot_id', '')
+    ) WHERE json_extract(body, '$.expires_at') IS NOT NULL;
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.

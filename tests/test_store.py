@@ -12,7 +12,7 @@ import trio
 
 from sandboxd import store as store_module
 from sandboxd.errors import StartupError, Unavailable
-from sandboxd.model import ApiKey, EventKind, Limits, Machine, Sandbox, SandboxSpec, SandboxState, Scope
+from sandboxd.model import ApiKey, Deadline, EventKind, Limits, Machine, Sandbox, SandboxSpec, SandboxState, Scope
 from sandboxd.store import NewEvent, Store, open_store
 from tests.support.daemon import CHECKOUT
 
@@ -50,8 +50,9 @@ def event(kind: EventKind = EventKind.CREATED, name: str = "s1", **facts: object
 
 
 async def test_a_sandbox_comes_back_as_it_went(store: Store) -> None:
+    deadline = Deadline(wall=2.5, uptime=3.5, boot_id="boot")
     machine = Machine(pid=1, pid_started=2, monitor=3, monitor_started=4, host_boot_id="boot")
-    saved = sandbox(state=SandboxState.RUNNING, machine=machine, started_at=1.5, expires_at=2.5)
+    saved = sandbox(state=SandboxState.RUNNING, machine=machine, started_at=1.5, deadline=deadline)
     await store.save(saved)
     assert await store.sandboxes() == [saved]
 

@@ -88,7 +88,7 @@ class BackgroundCommands:
         book = self._book(entry)
         for command in [command for command in book.values() if not command.record.ended]:
             if (found := listed.get(command.record.id)) is not None:
-                entry.begin_resident(self._follower.resume, entry, command, found)
+                entry.start_resident(self._follower.resume, entry, command, found)
             else:
                 await self._settle_missing(book, command)
         for label, item in listed.items():
@@ -113,7 +113,7 @@ class BackgroundCommands:
 
         Cancelled: it may have been started, and is then in the list.
         """
-        entry.require_running()
+        await entry.ready()
         book = self._book(entry)
         await self._make_room(entry, book)
         command = self._command(self._new_record(entry, spec))
@@ -184,17 +184,18 @@ class BackgroundCommands:
     def _is_on(self, entry: Entry, command: Command) -> bool:
         """Its machine runs, and nobody wants it gone."""
         running = entry.running
-        if running is None or entry.delete_reason is not None or running.ended():
+        if running is None or entry.doomed or running.ended():
             return False
         return command.record.machine in {"", machine_id(running)}
 
     async def wait(self, entry: Entry, command: Command) -> CommandRecord:
         """Until it has ended."""
-        while True:
-            changed = command.changed
-            if (record := self.record(entry, command)).ended:
-                return record
-            await self._wait_for(command, changed)
+        with entry.in_use():
+            while True:
+                changed = command.changed
+                if (record := self.record(entry, command)).ended:
+                    return record
+                await self._wait_for(command, changed)
 
     async def _wait_for(self, command: Command, changed: trio.Event) -> None:
         with trio.move_on_after(float("inf") if command.followed else UNFOLLOWED_CHECK):
@@ -218,22 +219,23 @@ class BackgroundCommands:
         self, entry: Entry, command: Command, start: int, *, stream: StreamName | None = None
     ) -> AsyncGenerator[LogPage, None]:
         """What there is and what comes, until the command has ended and all is read. Close it when done."""
-        while True:
-            changed, ended = command.changed, self.record(entry, command).ended  # before the read: it misses nothing
-            page = await self.read(command, start, stream=stream)
-            start = page.next
-            if page.items:
-                yield page
-            elif ended:
-                return
-            else:
-                await self._wait_for(command, changed)
+        with entry.in_use():
+            while True:
+                changed, ended = command.changed, self.record(entry, command).ended  # first: so it misses nothing
+                page = await self.read(command, start, stream=stream)
+                start = page.next
+                if page.items:
+                    yield page
+                elif ended:
+                    return
+                else:
+                    await self._wait_for(command, changed)
 
     # -- acting ---------------------------------------------------------------------------------------------------
 
     async def signal(self, entry: Entry, command: Command, number: int, scope: Scope) -> None:
         """Raises: Conflict once it has ended, or while its machine cannot be used."""
-        init = self._init(entry, command)
+        init = await self._init(entry, command)
         with _command_errors(command), init_errors(entry):
             await init.signal(command.record.number, number, scope=scope)
 
@@ -242,7 +244,7 @@ class BackgroundCommands:
         record = self.record(entry, command)
         if record.ended and not (record.survivors and self._is_on(entry, command)):
             return record
-        entry.require_running()
+        await entry.ready()
         await kill_tree(entry, record.number)
         if record.ended:
             await self._note_survivors_gone(entry, command)
@@ -258,7 +260,7 @@ class BackgroundCommands:
 
     async def resize(self, entry: Entry, command: Command, size: TerminalSize) -> None:
         """Raises: Unprocessable for a command without a terminal, Conflict."""
-        init = self._init(entry, command)
+        init = await self._init(entry, command)
         with _command_errors(command), init_errors(entry):
             await init.resize(command.record.number, size)
         command.record = replace(command.record, terminal=size)
@@ -279,20 +281,20 @@ class BackgroundCommands:
             raise Unprocessable(
                 f"cannot write to command {command.record.id}: it was started without stdin", kind="no_stdin"
             )
-        init = self._init(entry, command)
-        with _command_errors(command), init_errors(entry):
+        init = await self._init(entry, command)
+        with entry.in_use(), _command_errors(command), init_errors(entry):
             async with init.stdin(command.record.number) as attachment:
                 yield attachment
 
     async def close_stdin(self, entry: Entry, command: Command) -> None:
         """The command reads to the end of what it was sent; to a terminal, its end-of-file character is typed."""
-        init = self._init(entry, command)
+        init = await self._init(entry, command)
         with _command_errors(command), init_errors(entry):
             await init.close_stdin(command.record.number)
 
-    def _init(self, entry: Entry, command: Command) -> InitClient:
+    async def _init(self, entry: Entry, command: Command) -> InitClient:
         """Raises: Conflict naming what is in the way."""
-        running = entry.require_running()
+        running = await entry.ready()
         if (record := self.record(entry, command)).ended:
             raise _has_ended(record)
         return running.init

@@ -224,13 +224,14 @@ class Code:
         try:
             with contextlib.suppress(trio.BrokenResourceError):  # told by whoever receives
                 await stream.send_all(request)
-            yield stream
+            with entry.in_use():
+                yield stream
         finally:
             await trio.aclose_forcefully(stream)
 
     async def _connect(self, entry: Entry) -> trio.SocketStream:
         """To the bridge, started if need be. Raises: Conflict, Unprocessable, SandboxLost."""
-        init = entry.require_running().init
+        init = (await entry.ready()).init
         with init_errors(entry):
             stream = await _reach(init)
             if stream is not None:

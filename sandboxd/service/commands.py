@@ -159,9 +159,9 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
     Owns: the connection to sandbox-init and the command's tree until it exited. Cancelled (or left early): the tree
     is killed. Raises: Conflict, InvalidRequest, Unprocessable, SandboxLost.
     """
-    running = entry.require_running()
-    request = spawn_request(entry, spec)
     async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(entry.use())
+        request = spawn_request(entry, spec)
         with init_errors(entry):
             attachment = await spawn(stack, running.init, request, shell=spec.shell)
         started = CommandStarted(attachment.command, attachment.pid or 0)

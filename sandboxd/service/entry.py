@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
@@ -13,11 +13,15 @@ from sandboxd.errors import Conflict, SandboxdError
 from sandboxd.isolation.backend import Backend, RunningMachine
 from sandboxd.kernel.cgroup_tree import CgroupTree
 from sandboxd.kernel.cgroups import CgroupLimits, IoLimit
-from sandboxd.model import TRANSITIONS, EventKind, Limits, Sandbox, SandboxState
+from sandboxd.model import TRANSITIONS, Limits, Sandbox, SandboxState
 from sandboxd.service.disk import Disk
+from sandboxd.service.expiry import Expiry, ExpiryReason, deadline_after, now
 from sandboxd.service.ranges import IdRanges
 
 log = logging.getLogger(__name__)
+
+# States that a start or a resume leads out of.
+ASLEEP = frozenset({SandboxState.PAUSED, SandboxState.STOPPED, SandboxState.EXITED})
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -48,14 +52,23 @@ class Entry:
     attended: trio.Event = field(default_factory=trio.Event)
     """set while `residents` is open"""
     under_way: Operation | None = None
-    delete_reason: EventKind | None = None
-    """why it is to be deleted, once that is decided"""
+    recording: trio.Lock = field(default_factory=trio.Lock)
+    """held while a change of `sandbox` is written"""
+    doomed: bool = False
+    """it is decided that it is to be deleted"""
+    expiry: Expiry | None = None
+    """why, if its time is over"""
     changed: trio.Event = field(default_factory=trio.Event)
     """set, and replaced, when there may be something for the supervisor to do, or for who waits for an operation"""
     settled: trio.Event = field(default_factory=trio.Event)
     """set, and replaced, when a deletion ended: well, or with `failure`"""
     failure: SandboxdError | None = None
     oom_noticed: bool = False
+    revive: Callable[["Entry"], Awaitable[None]] | None = None
+    """resume or start it, or wait for who does"""
+    uses: int = 0
+    """how many uses of its machine are under way for clients"""
+    last_used: float = field(default_factory=lambda: now().uptime)
 
     @contextlib.asynccontextmanager
     async def operation(self, name: str, *, beside_use: bool = False, wait: bool = False) -> AsyncIterator[None]:
@@ -65,7 +78,7 @@ class Entry:
         `beside_use`, nobody is given the machine meanwhile. A deletion does not wait for the block: it cancels it, so
         that it undoes what a deletion would not, in bounded time. Raises: Conflict, then too.
         """
-        while wait and self.under_way is not None and self.delete_reason is None:
+        while wait and self.under_way is not None and not self.doomed:
             await self.changed.wait()
         self._require_free(name)
         with trio.CancelScope() as scope:
@@ -79,7 +92,7 @@ class Entry:
             raise self._refusal(name)
 
     def _require_free(self, name: str) -> None:
-        if self.under_way is not None or self.delete_reason is not None:
+        if self.under_way is not None or self.doomed:
             raise self._refusal(name)
 
     async def wait_free(self) -> None:
@@ -87,9 +100,9 @@ class Entry:
         while self.under_way is not None:
             await self.changed.wait()
 
-    def ask_to_delete(self, reason: EventKind = EventKind.DELETED) -> None:
-        """Let its supervisor delete it. The first reason counts."""
-        self.delete_reason = self.delete_reason or reason
+    def ask_to_delete(self) -> None:
+        """Let its supervisor delete it."""
+        self.doomed = True
         if self.under_way is not None:
             self.under_way.scope.cancel("the sandbox is deleted")
         self.wake()
@@ -107,26 +120,84 @@ class Entry:
         self.oom_noticed = True
 
     def start_resident(self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments) -> None:
-        """Run a task for as long as the machine lives and the daemon runs. Raises: Conflict.
+        """Run a task for as long as the machine lives and the daemon runs. Raises: Conflict when there is none.
 
-        It goes on while the sandbox is paused, when sandbox-init does not answer. Cancelled: at the machine's end,
-        and when the daemon stops (the sandbox lives on): a resident cleans up after itself in bounded time and, for
-        what outlives the daemon, is begun again by `Sandboxes.on_found`.
+        It goes on while the sandbox is paused, when sandbox-init does not answer. Cancelled: soon after the machine's
+        end, and when the daemon stops (the sandbox lives on): a resident cleans up after itself in bounded time and,
+        for what outlives the daemon, is begun again by `Sandboxes.on_found`.
         """
-        self.require_running()
-        self.begin_resident(task, *arguments)
-
-    def begin_resident(self, task: Callable[[Unpack[Arguments]], Awaitable[None]], *arguments: *Arguments) -> None:
-        """For the supervisor, which begins residents beside a machine that is paused, too."""
+        self.require_machine()
         assert self.residents is not None
         self.residents.start_soon(_reside, self.sandbox.id, task, arguments)
 
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[RunningMachine]:
+        """The live machine, for as long as a client's business with it takes: so long the sandbox is not idle.
+
+        One that is asleep is woken first if it was made so (`auto_resume`). Raises: Conflict, and what waking raises.
+        """
+        running = await self.ready()
+        with self.in_use():
+            yield running
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Not idle meanwhile: a client is attached that needs nothing of the machine just now."""
+        self.uses += 1
+        try:
+            yield
+        finally:
+            self.uses -= 1
+            self.touch()
+
+    async def ready(self) -> RunningMachine:
+        """As use(), for business that is over at once."""
+        while self.revive is not None and self.sandbox.spec.auto_resume and self._asleep():
+            await self.revive(self)
+        self.touch()
+        return self.require_running()
+
+    def touch(self) -> None:
+        """It is used now: from here on it is idle, unless another use is under way."""
+        self.last_used = now().uptime
+        if self.sandbox.spec.idle_timeout is not None:
+            self.wake()
+
+    def put_off(self, expiry: Expiry, seconds: float) -> None:
+        """Have it come again after a while."""
+        if expiry.reason is ExpiryReason.LIFETIME:
+            self.sandbox = replace(self.sandbox, deadline=deadline_after(seconds, now()))
+        self.touch()
+
+    @property
+    def unused_since(self) -> float | None:
+        """CLOCK_BOOTTIME of the end of the last use; None while it is in use."""
+        return None if self.uses else self.last_used
+
+    def _asleep(self) -> bool:
+        """Whether its machine is not to be had now, but could be."""
+        if self.doomed:
+            return False
+        changing = self.under_way is not None and not self.under_way.beside_use
+        return changing or self.sandbox.state in ASLEEP
+
     def require_running(self) -> RunningMachine:
         """The live machine. Raises: Conflict naming the state, or the operation, that is in the way."""
-        usable = self.delete_reason is None and (self.under_way is None or self.under_way.beside_use)
+        usable = not self.doomed and (self.under_way is None or self.under_way.beside_use)
         if self.sandbox.state is SandboxState.RUNNING and self.running is not None and usable:
             return self.running
         raise self._refusal("use")
+
+    def require_machine(self) -> RunningMachine:
+        """The live machine, which may be paused: for residents. Raises: Conflict."""
+        if self.running is None or self.doomed:
+            raise self._refusal("use")
+        return self.running
+
+    def require_kept(self, name: str) -> None:
+        """That it is not about to be gone. Raises: Conflict."""
+        if self.doomed:
+            raise self._refusal(name)
 
     def require_change(self, name: str, into: SandboxState) -> None:
         """That its state allows what is about to be done. Raises: Conflict."""
@@ -135,11 +206,11 @@ class Entry:
 
     @property
     def shown_state(self) -> SandboxState:
-        return self.sandbox.state if self.delete_reason is None else SandboxState.DELETING
+        return SandboxState.DELETING if self.doomed else self.sandbox.state
 
     def _refusal(self, name: str) -> Conflict:
         state, sandbox = self.shown_state, self.sandbox.id
-        if self.under_way is None or self.delete_reason is not None:
+        if self.under_way is None or self.doomed:
             return Conflict(f"cannot {name} sandbox {sandbox}: it is {state}", state=state)
         reason = f"the operation {self.under_way.name!r} is under way"
         facts = {"state": state, "operation": self.under_way.name}

@@ -6,7 +6,7 @@ has none.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path as HostPath
 from typing import Final, TypedDict
@@ -49,16 +49,16 @@ class Files:
         spec = entry.sandbox.spec
         self._who = _Who(user=user or spec.user, cwd=spec.workdir if cwd is None else cwd)
 
-    @contextlib.contextmanager
-    def _init(self) -> Iterator[InitClient]:
-        running = self._entry.require_running()
-        with file_errors(self._entry):
-            yield running.init
+    @contextlib.asynccontextmanager
+    async def _init(self) -> AsyncIterator[InitClient]:
+        async with self._entry.use() as running:
+            with file_errors(self._entry):
+                yield running.init
 
     # -- looking
 
     async def stat(self, path: Path, *, follow: bool = True) -> FileInfo:
-        with self._init() as init:
+        async with self._init() as init:
             return FileInfo.of(await init.stat(path, **self._who, follow=follow))
 
     async def find(self, path: Path, *, follow: bool = True) -> FileInfo | None:
@@ -76,9 +76,11 @@ class Files:
         They come depth first in the order of their names' bytes; links are not followed, directories that may not be
         read look empty.
         """
-        with self._init() as init:
-            async with init.list_dir(path, **self._who, depth=depth, limit=limit, after=after) as reader:
-                entries = tuple([FileInfo.of(entry) async for entry in reader])
+        async with (
+            self._init() as init,
+            init.list_dir(path, **self._who, depth=depth, limit=limit, after=after) as reader,
+        ):
+            entries = tuple([FileInfo.of(entry) async for entry in reader])
         return Listing(entries=entries, next_after=entries[-1].path if reader.truncated and entries else None)
 
     # -- contents
@@ -86,9 +88,11 @@ class Files:
     @contextlib.asynccontextmanager
     async def open(self, path: Path, *, offset: int = 0, length: int | None = None) -> AsyncIterator[FileReader]:
         """A regular file: what it is, and its bytes as they come."""
-        with self._init() as init:
-            async with init.read_file(path, **self._who, offset=offset, length=length) as reader:
-                yield reader
+        async with (
+            self._init() as init,
+            init.read_file(path, **self._who, offset=offset, length=length) as reader,
+        ):
+            yield reader
 
     async def read(self, path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
         """A regular file, or a part of it, of at most MAX_WHOLE_FILE bytes. Raises: TooLarge."""
@@ -111,7 +115,7 @@ class Files:
         file that was there before is untouched. Nothing is synced to disk: a crash of the host may lose it, as it may
         anything a sandbox has just written.
         """
-        with self._init() as init:
+        async with self._init() as init:
             return await init.write_file(path, chunks, **self._who, options=options)
 
     # -- uploads in pieces
@@ -125,17 +129,17 @@ class Files:
         client. Raises: Conflict with `offset` when the piece does not begin where the one before ended.
         """
         options = replace(options, offset=offset, resume=True, atomic=complete)
-        with self._init() as init:
+        async with self._init() as init:
             return offset + await init.write_file(path, chunks, **self._who, options=options)
 
     async def part_size(self, path: Path) -> int:
         """How much of an upload has come. Raises: NotFound when none is under way."""
-        with self._init() as init:
+        async with self._init() as init:
             return (await init.stat(path, **self._who, follow=False, resume=True)).size
 
     async def drop_part(self, path: Path) -> None:
         """Give an upload up. Raises: NotFound."""
-        with self._init() as init:
+        async with self._init() as init:
             await init.remove(path, **self._who, resume=True)
 
     # -- directories as archives
@@ -146,7 +150,7 @@ class Files:
 
         A file or directory that the user may not read ends it early, with the reason in the archive (tar only).
         """
-        with self._init() as init:
+        async with self._init() as init:
             hardlinks = format_ is not ArchiveFormat.ZIP
             async with init.pack(path, **self._who, hardlinks=hardlinks) as reader:
                 packing = Packing(reader, encoder_of(format_))
@@ -167,27 +171,29 @@ class Files:
         `owners`: who owns what in the archive counts; otherwise all is the user's. `spool`: a directory of the host
         where a zip archive waits until it is complete.
         """
-        with self._init() as init:
-            async with init.unpack(path, **self._who, parents=True, owners=owners) as writer:
-                return await unpack_into(writer, body, format_, spool=spool)
+        async with (
+            self._init() as init,
+            init.unpack(path, **self._who, parents=True, owners=owners) as writer,
+        ):
+            return await unpack_into(writer, body, format_, spool=spool)
 
     # -- names
 
     async def mkdir(self, path: Path, *, mode: int = 0o755, parents: bool = False) -> int:
         """How many directories were made; with `parents` an existing one is fine."""
-        with self._init() as init:
+        async with self._init() as init:
             return await init.mkdir(path, **self._who, mode=mode, parents=parents)
 
     async def remove(self, path: Path, *, recursive: bool = False) -> int:
         """How many things went; a link itself, never what it leads to."""
-        with self._init() as init:
+        async with self._init() as init:
             return await init.remove(path, **self._who, recursive=recursive)
 
     async def move(self, path: Path, target: Path, *, overwrite: bool = True, parents: bool = False) -> None:
         """Give something a new name. Where the kernel cannot rename (a directory of the image's, another mount) it
         is copied and then removed."""
         try:
-            with self._init() as init:
+            async with self._init() as init:
                 await init.rename(path, target, **self._who, replace=overwrite, parents=parents)
         except RequestError as error:
             if error.kind != "other_file_system":
@@ -203,24 +209,24 @@ class Files:
         Modes and times are kept, owners too where the user is root. A directory takes nothing's place but an empty
         directory's.
         """
-        with self._init() as init:
+        async with self._init() as init:
             done = await init.copy(path, target, **self._who, recursive=recursive, replace=overwrite, parents=parents)
         return Copied(done.count or 0, done.bytes or 0)
 
     async def symlink(self, path: Path, target: Path) -> None:
-        with self._init() as init:
+        async with self._init() as init:
             await init.symlink(path, target, **self._who)
 
     # -- attributes
 
     async def chmod(self, path: Path, mode: int, *, recursive: bool = False) -> int:
         """How many were changed. `recursive` follows no link."""
-        with self._init() as init:
+        async with self._init() as init:
             return await init.chmod(path, mode, **self._who, recursive=recursive)
 
     async def chown(
         self, path: Path, *, owner: str | None, group: str | None, recursive: bool = False, follow: bool = True
     ) -> int:
         """How many were changed. Owner and group are names in the sandbox or digits. `recursive` follows no link."""
-        with self._init() as init:
+        async with self._init() as init:
             return await init.chown(path, **self._who, owner=owner, group=group, recursive=recursive, follow=follow)

@@ -6,9 +6,9 @@ it, and records that it is done (model.TRANSITIONS), so that a start-up knows ho
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import trio
 
@@ -18,16 +18,21 @@ from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.freezer import freeze, stopped_jobs, thaw
 from sandboxd.isolation.init_client import InitError, InitGone
 from sandboxd.isolation.wire import WireError
-from sandboxd.model import EventKind, Image, Sandbox, SandboxState
+from sandboxd.kernel import procstat
+from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxState
 from sandboxd.service.entry import Entry
 from sandboxd.service.events import new_event
+from sandboxd.service.expiry import Expiry, ExpiryReason, now, renewed
 from sandboxd.service.journal import Journal
 from sandboxd.service.machines import Machines
+from sandboxd.store import NewEvent
 
 log = logging.getLogger(__name__)
 
 # Beyond the grace that the processes are given: for sandbox-init to reap them.
 SHUTDOWN_MARGIN = 2.0
+# What processes have after SIGTERM when nobody is there to say.
+EXPIRY_GRACE = 5.0
 
 
 class Lifecycle:
@@ -38,12 +43,15 @@ class Lifecycle:
         self._machines = machines
         self._find_image = find_image
 
-    async def pause(self, entry: Entry) -> None:
-        """Freeze every process. Raises also: Unavailable when one of them cannot be frozen; then it runs on."""
+    async def pause(self, entry: Entry, *, expiry: Expiry | None = None) -> None:
+        """Freeze every process; `expiry`: because its time is over.
+
+        Raises also: Unavailable when one of them cannot be frozen; then it runs on.
+        """
         entry.require_change("pause", SandboxState.PAUSING)
         running = _live(entry)
         jobs = tuple(stopped_jobs(running))
-        await self._journal.move(entry, replace(entry.sandbox, stopped_jobs=jobs), SandboxState.PAUSING)
+        await self._begin(entry, SandboxState.PAUSING, expiry, stopped_jobs=jobs)
         crash_point("pause:recorded")
         await self.finish_pause(entry, running)
 
@@ -51,34 +59,36 @@ class Lifecycle:
         try:
             await freeze(running)
         except SandboxdError:
-            await self._journal.move(entry, entry.sandbox, SandboxState.RUNNING)
+            await self._journal.confirm(entry, SandboxState.RUNNING)
             raise
         crash_point("pause:frozen")
-        paused = replace(entry.sandbox, paused_at=time.time())
-        await self._journal.move(entry, paused, SandboxState.PAUSED, [new_event(EventKind.PAUSED, paused.id)])
+        event = new_event(EventKind.PAUSED, entry.sandbox.id)
+        await self._journal.confirm(entry, SandboxState.PAUSED, [event], paused_at=event.at)
         crash_point("pause:confirmed")
 
     async def resume(self, entry: Entry) -> None:
         """Let every process go on from where it stood."""
         entry.require_change("resume", SandboxState.RESUMING)
         running = _live(entry)
-        await self._journal.move(entry, entry.sandbox, SandboxState.RESUMING)
+        await self._begin(entry, SandboxState.RESUMING)
         crash_point("resume:recorded")
         await self.finish_resume(entry, running)
 
     async def finish_resume(self, entry: Entry, running: RunningMachine) -> None:
         await thaw(running, but=frozenset(entry.sandbox.stopped_jobs))
         crash_point("resume:thawed")
-        resumed = replace(entry.sandbox, paused_at=None, stopped_jobs=())
-        await self._journal.move(entry, resumed, SandboxState.RUNNING, [new_event(EventKind.RESUMED, resumed.id)])
+        event = new_event(EventKind.RESUMED, entry.sandbox.id)
+        changes = {"paused_at": None, "stopped_jobs": (), "deadline": renewed(entry.sandbox, now())}
+        entry.touch()
+        await self._journal.confirm(entry, SandboxState.RUNNING, [event], **changes)
         crash_point("resume:confirmed")
 
-    async def stop(self, entry: Entry, *, grace: float) -> None:
+    async def stop(self, entry: Entry, *, grace: float, expiry: Expiry | None = None) -> None:
         """SIGTERM to every process, SIGKILL to what is left after `grace` seconds. The files stay."""
         entry.require_change("stop", SandboxState.STOPPING)
         running = _live(entry)
         was_paused = entry.sandbox.state is SandboxState.PAUSED
-        await self._journal.move(entry, entry.sandbox, SandboxState.STOPPING)
+        await self._begin(entry, SandboxState.STOPPING, expiry)
         crash_point("stop:recorded")
         if grace > 0:
             await _ask_to_end(running, grace, was_paused=was_paused)
@@ -87,83 +97,113 @@ class Lifecycle:
 
     async def finish_stop(self, entry: Entry) -> None:
         """Whatever there is of its machine ends; then it is stopped."""
-        before = entry.sandbox
         await self._machines.end(entry)
         crash_point("stop:killed")
-        await self._machines.sync(before.id)
-        ended = _without_machine(before, "stopped")
-        await self._journal.move(entry, ended, SandboxState.STOPPED, [new_event(EventKind.STOPPED, ended.id)])
-        crash_point("stop:confirmed")
-        await self._machines.let_go(before)
+        await self._machines.sync(entry.sandbox.id)
+        await self._without_machine(entry, SandboxState.STOPPED, new_event(EventKind.STOPPED, entry.sandbox.id))
 
     async def start(self, entry: Entry) -> None:
         """A new machine over the same files: same id, names and machine-id, new boot. Raises also: LaunchFailed."""
         entry.require_change("start", SandboxState.STARTING)
         before, image = entry.sandbox, self._find_image(entry.sandbox.spec.image)
-        taken = replace(before, range_start=self._machines.take_range())
+        taken = self._machines.take_range()
         try:
-            await self._journal.move(entry, taken, SandboxState.STARTING)
+            await self._begin(entry, SandboxState.STARTING, range_start=taken)
             crash_point("start:recorded")
             await self._machines.let_go(before)
-            self._machines.renew(taken.id)
+            self._machines.renew(before.id)
             entry.oom_noticed = False
-            entry.running = await self._machines.launch_again(taken, image)
+            entry.running = await self._machines.launch_again(entry.sandbox, image)
             crash_point("start:launched")
             entry.wake()
             await entry.attended.wait()
             await self._confirm_start(entry, entry.running)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._give_up(entry, taken.range_start)
+                await self._give_up(entry, taken)
             raise
 
     async def _confirm_start(self, entry: Entry, running: RunningMachine) -> None:
-        started = replace(
-            entry.sandbox, started_at=time.time(), ended_at=None, end_reason=None, machine=running.machine
-        )
-        await self._journal.move(entry, started, SandboxState.RUNNING, [new_event(EventKind.STARTED, started.id)])
+        event = new_event(EventKind.STARTED, entry.sandbox.id)
+        changes = {"started_at": event.at, "ended_at": None, "end_reason": None, "machine": running.machine}
+        deadline = renewed(entry.sandbox, now())
+        entry.touch()
+        await self._journal.move(entry, SandboxState.RUNNING, [event], deadline=deadline, **changes)
         crash_point("start:confirmed")
 
     async def _give_up(self, entry: Entry, range_start: int) -> None:
-        """Undo a start that failed. What cannot be undone or recorded now, the next start-up finds and does."""
+        """Undo a start that failed. What cannot be undone now, the next start-up finds and does."""
         try:
             await self._machines.end(entry)
-            if entry.sandbox.state is SandboxState.STARTING:
-                await self._journal.move(entry, replace(entry.sandbox, range_start=0), SandboxState.STOPPED)
-            await self._machines.let_go(replace(entry.sandbox, range_start=range_start))
-        except (SandboxdError, OSError) as failure:
+        except SandboxdError as failure:
             log.error("the start of sandbox %s cannot be undone: %s", entry.sandbox.id, failure)
-            entry.sandbox = replace(entry.sandbox, state=SandboxState.STOPPED)
+            return
+        if entry.sandbox.state is SandboxState.STARTING:
+            await self._journal.confirm(entry, SandboxState.STOPPED, range_start=0)
+        await self._machines.let_go(replace(entry.sandbox, range_start=range_start))
 
     async def abandon_start(self, entry: Entry) -> None:
         """A start that a daemon did not live to confirm, and nobody was told of."""
         before = entry.sandbox
         await self._machines.sweep(before.id)
-        await self._journal.move(entry, replace(before, range_start=0), SandboxState.STOPPED)
+        await self._journal.move(entry, SandboxState.STOPPED, range_start=0)
         await self._machines.let_go(before)
+
+    async def revive(self, entry: Entry) -> None:
+        """Have it run, if it does not already."""
+        if entry.sandbox.state is SandboxState.PAUSED:
+            await self.resume(entry)
+        elif entry.sandbox.state is not SandboxState.RUNNING:
+            await self.start(entry)
+
+    async def expire(self, entry: Entry, expiry: Expiry) -> None:
+        """Pause or stop it because its time is over, as far as it is not so already."""
+        state = entry.sandbox.state
+        if expiry.action is ExpiryAction.PAUSE and state is SandboxState.RUNNING:
+            await self.pause(entry, expiry=expiry)
+        elif expiry.action is ExpiryAction.STOP and state in {SandboxState.RUNNING, SandboxState.PAUSED}:
+            await self.stop(entry, grace=EXPIRY_GRACE, expiry=expiry)
+        elif expiry.reason is ExpiryReason.LIFETIME:
+            await self._journal.record(entry, [expiry_event(entry, expiry)], deadline=None)
 
     async def note_exit(self, entry: Entry) -> None:
         """Its pid 1 is gone though nobody asked. Whatever was left of its processes goes too; its files stay."""
-        before, reason = entry.sandbox, "oom" if entry.oom_noticed else "init ended"
-        event = new_event(EventKind.EXITED, before.id, reason=reason)
+        reason = "oom" if entry.oom_noticed else _why_gone(entry.sandbox)
         try:
             await self._machines.end(entry)
-            await self._journal.move(entry, _without_machine(before, reason), SandboxState.EXITED, [event])
-            await self._machines.let_go(before)
         except SandboxdError as failure:
-            # Not worth the daemon: the next start-up finds the same end and records it then.
-            log.error("the end of sandbox %s could not be recorded: %s", before.id, failure)
-            ended = replace(_without_machine(before, reason), range_start=before.range_start)
-            entry.sandbox = replace(ended, state=SandboxState.EXITED)
+            # Not worth the daemon: the next start-up tries again.
+            log.error("sandbox %s has ended, but not all of it: %s", entry.sandbox.id, failure)
+        event = new_event(EventKind.EXITED, entry.sandbox.id, reason=reason)
+        await self._without_machine(entry, SandboxState.EXITED, event)
 
     async def let_go(self, entry: Entry) -> None:
         """Of what a daemon that died did not come to give back when the machine had ended."""
         await self._machines.let_go(entry.sandbox)
 
+    async def _begin(self, entry: Entry, state: SandboxState, expiry: Expiry | None = None, **changes: Any) -> None:
+        """Record what is about to be done and, when it is because its time is over, that too."""
+        if expiry is not None and expiry.reason is ExpiryReason.LIFETIME:
+            changes["deadline"] = None
+        events = [] if expiry is None else [expiry_event(entry, expiry)]
+        await self._journal.move(entry, state, events, **changes)
 
-def _without_machine(sandbox: Sandbox, reason: str) -> Sandbox:
-    ended = replace(sandbox, machine=None, range_start=0, paused_at=None, stopped_jobs=())
-    return replace(ended, ended_at=time.time(), end_reason=reason)
+    async def _without_machine(self, entry: Entry, state: SandboxState, event: NewEvent) -> None:
+        """Its machine has ended: record that, and then give back what it held."""
+        before, reason = entry.sandbox, event.facts.get("reason", "stopped")
+        changes = {"machine": None, "range_start": 0, "paused_at": None, "stopped_jobs": ()}
+        if await self._journal.confirm(entry, state, [event], ended_at=event.at, end_reason=reason, **changes):
+            crash_point(f"{event.kind}:confirmed")
+            await self._machines.let_go(before)
+
+
+def expiry_event(entry: Entry, expiry: Expiry) -> NewEvent:
+    return new_event(EventKind.EXPIRED, entry.sandbox.id, reason=expiry.reason, action=expiry.action)
+
+
+def _why_gone(sandbox: Sandbox) -> str:
+    machine = sandbox.machine
+    return "host restarted" if machine and machine.host_boot_id != procstat.boot_id() else "init ended"
 
 
 def _live(entry: Entry) -> RunningMachine:

@@ -49,8 +49,8 @@ class MetricsReader:
         self._last: dict[str, tuple[float, float]] = {}
 
     async def read(self, entry: Entry) -> Metrics:
-        """Raises: Conflict when the sandbox does not run."""
-        running = entry.require_running()
+        """Of a paused one too. Raises: Conflict when it has no machine."""
+        running = entry.require_machine()
         pid, cgroup = running.machine.pid, running.cgroup
         statistics, totals, traffic = await trio.to_thread.run_sync(_gather, pid, cgroup)
         if entry.running is not running:

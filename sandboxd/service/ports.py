@@ -4,12 +4,13 @@ The stream goes through sandbox-init, which connects to the sandbox's own loopba
 and nothing of the host's network is touched.
 """
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 import select
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -75,10 +76,9 @@ class ListeningPort:
 class PortConnection:
     """A byte stream to a port. Owns: the stream, and one of its sandbox's `MAX_CONNECTIONS`; `close` cannot block."""
 
-    def __init__(self, stream: trio.SocketStream, count: "_Count") -> None:
+    def __init__(self, stream: trio.SocketStream, held: contextlib.ExitStack) -> None:
         self.stream = stream
-        self._count = count
-        self._open = True
+        self._held = held
 
     def was_reset(self) -> bool:
         """Once the stream has ended though we have not: whether by a reset, or because the program sends no more.
@@ -90,15 +90,22 @@ class PortConnection:
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._count.value -= 1
-            self.stream.socket.close()
+        """Fine to repeat."""
+        self._held.close()
+        self.stream.socket.close()
 
 
 @dataclass(slots=True)
 class _Count:
     value: int = 0
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        self.value += 1
+        try:
+            yield
+        finally:
+            self.value -= 1
 
 
 class Ports:
@@ -127,7 +134,7 @@ class Ports:
 
         What was exposed before at this port is replaced, its token included. Raises: Conflict, InvalidRequest.
         """
-        entry.require_running()
+        await entry.ready()
         check_port(port)
         token = TOKEN_PREFIX + secrets.token_urlsafe(24) if protected else None
         now = time.time()
@@ -162,7 +169,7 @@ class Ports:
 
     async def listening(self, entry: Entry) -> list[ListeningPort]:
         """What listens inside, by port. Raises: Conflict, SandboxLost."""
-        running = entry.require_running()
+        running = await entry.ready()
         try:
             sockets, processes = await trio.to_thread.run_sync(_look, running.machine.pid)
         except OSError as error:
@@ -178,20 +185,19 @@ class Ports:
 
         Raises: Conflict, InvalidRequest, BadGateway (nothing listens), GatewayTimeout, Unavailable (too many).
         """
-        running = entry.require_running()
         check_port(port)
+        running = await entry.ready()
         count = self._open.setdefault(entry, _Count())
         if count.value >= MAX_CONNECTIONS:
             raise Unavailable(
                 f"cannot connect to port {port} of sandbox {entry.sandbox.id}: {MAX_CONNECTIONS} are open",
                 kind="too_many_connections",
             )
-        count.value += 1
-        try:
-            return PortConnection(await _connect(running.init.connect_port(port), entry, port), count)
-        except BaseException:
-            count.value -= 1
-            raise
+        with contextlib.ExitStack() as held:
+            held.enter_context(count.one_more())
+            held.enter_context(entry.in_use())
+            stream = await _connect(running.init.connect_port(port), entry, port)
+            return PortConnection(stream, held.pop_all())
 
 
 async def _connect(connecting: Awaitable[trio.SocketStream], entry: Entry, port: int) -> trio.SocketStream:

@@ -12,7 +12,6 @@ import errno
 import logging
 import secrets
 import subprocess
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -25,12 +24,13 @@ from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Una
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.model import EventKind, Image, Sandbox, SandboxSpec, SandboxState
+from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
+from sandboxd.service.expiry import Expiry, anchored, deadline_after, is_later, next_expiry, now
 from sandboxd.service.journal import Journal
 from sandboxd.service.layers import Layers
-from sandboxd.service.lifecycle import Lifecycle
+from sandboxd.service.lifecycle import Lifecycle, expiry_event
 from sandboxd.service.machines import Machines
 from sandboxd.service.names import check_not_reserved
 from sandboxd.service.oom import OomWatch
@@ -40,8 +40,12 @@ from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)
 
-# A wall clock may be set while we wait for an expiry, so look at it at least this often.
+# The clock we sleep by stands still while the host is suspended, so look at the deadlines at least this often.
 CLOCK_CHECK = 30.0
+# How long residents outlive their machine.
+LAST_WORDS = 0.5
+# After a pause or a stop that was due could not be done.
+EXPIRY_RETRY = 60.0
 DELETE_RETRY = 5.0
 # Discarded files go together: removing them one sandbox at a time would cost a process for each.
 PURGE_DELAY = 0.5
@@ -118,7 +122,8 @@ class Sandboxes:
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
         slot = self._slots.take()
-        entry = Entry(sandbox=replace(_new_record(slot, spec), layer=layer, snapshot=snapshot))
+        record = replace(_new_record(slot, spec), layer=layer, snapshot=snapshot)
+        entry = Entry(sandbox=record, revive=self._revive)
         self._entries[slot.sandbox] = entry
         outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, slot, image)
         if outcome is not None:
@@ -158,17 +163,22 @@ class Sandboxes:
         crash_point("create:taken")
         entry.running = await self._machines.launch(slot, sandbox, image)
         crash_point("create:launched")
-        started = replace(sandbox, started_at=time.time(), machine=entry.running.machine)
         created = new_event(EventKind.CREATED, sandbox.id, image=sandbox.spec.image_name, name=sandbox.spec.name)
-        events = [created, new_event(EventKind.STARTED, sandbox.id)]
-        await self._journal.move(entry, started, SandboxState.RUNNING, events)
+        started = new_event(EventKind.STARTED, sandbox.id)
+        await self._journal.move(
+            entry,
+            SandboxState.RUNNING,
+            [created, started],
+            started_at=started.at,
+            machine=entry.running.machine,
+        )
         crash_point("create:confirmed")
 
     # -- supervising ----------------------------------------------------------------------------------------------
 
     async def _supervise(self, entry: Entry, *, found: bool = False) -> None:
         """From the first machine, or the last one found, until the sandbox is gone."""
-        while entry.delete_reason is None:
+        while not entry.doomed:
             running = entry.running
             if running is None:
                 await self._watch_time(entry, until=lambda: entry.running is not None)
@@ -187,14 +197,15 @@ class Sandboxes:
                 await self._oom.add(running.cgroup, entry.sandbox.id, entry.note_oom)
                 nursery.start_soon(_wake_at_end, entry, running)
                 for resident in (*self.on_machine, *(self.on_found if found else ())):
-                    entry.begin_resident(resident, entry)
+                    entry.start_resident(resident, entry)
                 await self._watch_time(entry, until=lambda: entry.running is not running or running.ended())
-                nursery.cancel_scope.cancel("it is known how this ends")
+                # Those beside a machine that has ended have its last words to write down yet.
+                nursery.cancel_scope.deadline = trio.current_time() + (0.0 if entry.doomed else LAST_WORDS)
         finally:
             entry.residents = None
             entry.attended = trio.Event()
             self._oom.discard(running.cgroup)
-        if entry.delete_reason is None:
+        if not entry.doomed:
             # It may be an operation that ends it, and goes on to start another.
             while entry.under_way is not None and entry.running is running:
                 await entry.changed.wait()
@@ -203,14 +214,31 @@ class Sandboxes:
 
     async def _watch_time(self, entry: Entry, *, until: Callable[[], bool]) -> None:
         """Until that, or until it is to be deleted: because somebody asked, or because its time is over."""
-        while entry.delete_reason is None and not until():
-            expires = entry.sandbox.expires_at
-            remaining = CLOCK_CHECK if expires is None else min(CLOCK_CHECK, expires - time.time())
-            if remaining <= 0:
-                entry.ask_to_delete(EventKind.EXPIRED)
-                return
-            with trio.move_on_after(remaining):
+        while not entry.doomed and not until():
+            expiry = next_expiry(entry.sandbox, idle_since=entry.unused_since, instant=now())
+            if expiry is not None and expiry.remaining <= 0:
+                await self._expire(entry, expiry)
+                continue
+            with trio.move_on_after(CLOCK_CHECK if expiry is None else min(CLOCK_CHECK, expiry.remaining)):
                 await entry.changed.wait()
+
+    async def _expire(self, entry: Entry, expiry: Expiry) -> None:
+        """Its time is over. What cannot be done now is tried again."""
+        if expiry.action is ExpiryAction.KILL:
+            entry.expiry = expiry
+            entry.ask_to_delete()
+            return
+        try:
+            async with entry.operation("expire", wait=True):
+                again = next_expiry(entry.sandbox, idle_since=entry.unused_since, instant=now())
+                if again is not None and again.remaining <= 0 and again.action is not ExpiryAction.KILL:
+                    await self.lifecycle.expire(entry, again)
+        except (SandboxdError, OSError) as failure:
+            if not entry.doomed:
+                log.error(
+                    "sandbox %s: cannot %s it, its time being over: %s", entry.sandbox.id, expiry.action, failure
+                )
+                entry.put_off(expiry, EXPIRY_RETRY)
 
     # -- deleting -------------------------------------------------------------------------------------------------
 
@@ -234,13 +262,12 @@ class Sandboxes:
         if sandbox.state is not SandboxState.DELETING:
             await self._note_deletion(entry)
         crash_point("delete:recorded")
-        expired = entry.delete_reason is EventKind.EXPIRED
-        events = [new_event(EventKind.EXPIRED, sandbox.id)] if expired else []
+        events = [] if entry.expiry is None else [expiry_event(entry, entry.expiry)]
         await self._discard(entry, [*events, new_event(EventKind.DELETED, sandbox.id)])
 
     async def _note_deletion(self, entry: Entry) -> None:
         try:
-            await self._journal.move(entry, entry.sandbox, SandboxState.DELETING)
+            await self._journal.move(entry, SandboxState.DELETING)
         except Unavailable as failure:
             # The disk may be full of this very sandbox. Killed before it has told anybody, the daemon will find a
             # sandbox that has exited.
@@ -280,12 +307,41 @@ class Sandboxes:
         if entry.failure is not None:
             raise entry.failure
 
-    async def set_lifetime(self, sandbox: str, seconds: float | None) -> Sandbox:
-        """Let it end `seconds` from now (None: never). Raises: NotFound, Conflict."""
+    async def set_lifetime(
+        self,
+        sandbox: str,
+        seconds: float | None,
+        *,
+        on_timeout: ExpiryAction | None = None,
+        only_extend: bool = False,
+    ) -> Sandbox:
+        """Let it end `seconds` from now (None: never), and then have that done. Raises: NotFound, Conflict.
+
+        `only_extend`: unless it would end later anyway.
+        """
+        entry, instant = self.entry(sandbox), now()
+        entry.require_kept("set the lifetime of")
+        spec, deadline = entry.sandbox.spec, None if seconds is None else deadline_after(seconds, instant)
+        if only_extend and not is_later(deadline, entry.sandbox.deadline, instant):
+            return entry.sandbox
+        changed = replace(spec, timeout=seconds, on_timeout=on_timeout or spec.on_timeout)
+        await self._journal.record(entry, deadline=deadline, spec=changed)
+        entry.wake()
+        return entry.sandbox
+
+    async def set_idle_timeout(self, sandbox: str, seconds: float | None) -> Sandbox:
+        """Let it be idle for so long at most, from now (None: for ever). Raises: NotFound, Conflict."""
         entry = self.entry(sandbox)
-        expires = None if seconds is None else time.time() + seconds
-        async with entry.operation("timeout", beside_use=True, wait=True):
-            await self._journal.save(entry, replace(entry.sandbox, expires_at=expires))
+        entry.require_kept("set the idle timeout of")
+        await self._journal.record(entry, spec=replace(entry.sandbox.spec, idle_timeout=seconds))
+        entry.touch()
+        return entry.sandbox
+
+    def touch(self, sandbox: str) -> Sandbox:
+        """It counts as used now. Raises: NotFound, Conflict when it does not run."""
+        entry = self.entry(sandbox)
+        entry.require_running()
+        entry.touch()
         return entry.sandbox
 
     async def pause(self, sandbox: str) -> Sandbox:
@@ -304,10 +360,16 @@ class Sandboxes:
         """See Lifecycle.start. Raises also: NotFound."""
         return await self.carry_out(self.entry(sandbox), "start", self.lifecycle.start)
 
-    async def carry_out(self, entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]]) -> Sandbox:
+    async def _revive(self, entry: Entry) -> None:
+        """Entry.revive: after whatever is under way, have it run."""
+        await self.carry_out(entry, "resume on demand", self.lifecycle.revive, wait=True)
+
+    async def carry_out(
+        self, entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]], *, wait: bool = False
+    ) -> Sandbox:
         """Do it in a task that goes on when the caller leaves. Raises: Conflict, and what the work raises."""
         outcome = _Outcome()
-        self._nursery.start_soon(_work, entry, name, work, outcome)
+        self._nursery.start_soon(_work, entry, name, work, outcome, wait)
         await outcome.known.wait()
         if outcome.failure is not None:
             raise outcome.failure
@@ -321,8 +383,10 @@ class Sandboxes:
         self._host.ranges.claim(record.range_start for record in records)
         await sweep(self._host, {record.id for record in records})
         self._discarded.set()
+        instant = now()
         for record in records:
-            self._entries[record.id] = Entry(sandbox=record, running=attach(self._host, record))
+            known = replace(record, deadline=anchored(record.deadline, instant))
+            self._entries[record.id] = Entry(sandbox=known, running=attach(self._host, record), revive=self._revive)
         for entry in self.entries():
             self._nursery.start_soon(self._take_up, entry)
 
@@ -333,7 +397,7 @@ class Sandboxes:
             await self._host.backend.sweep({entry.sandbox.id})
         else:
             outcome = _Outcome()
-            await _work(entry, "recover", partial(finish_interrupted, self.lifecycle), outcome)
+            await _work(entry, "recover", partial(finish_interrupted, self.lifecycle), outcome, True)
             if outcome.failure is not None:
                 log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
         await self._supervise(entry, found=True)
@@ -384,13 +448,13 @@ class Sandboxes:
 
 
 def _new_record(slot: Slot, spec: SandboxSpec) -> Sandbox:
-    now = time.time()
+    instant = now()
     return Sandbox(
         id=slot.sandbox,
         state=SandboxState.CREATING,
         spec=spec,
-        created_at=now,
-        expires_at=None if spec.timeout is None else now + spec.timeout,
+        created_at=instant.wall,
+        deadline=None if spec.timeout is None else deadline_after(spec.timeout, instant),
         range_start=slot.ids.start,
         machine_id=secrets.token_hex(16),
     )
@@ -413,9 +477,11 @@ class _Outcome:
     known: trio.Event = field(default_factory=trio.Event)
 
 
-async def _work(entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]], outcome: _Outcome) -> None:
+async def _work(
+    entry: Entry, name: str, work: Callable[[Entry], Awaitable[None]], outcome: _Outcome, wait: bool
+) -> None:
     try:
-        async with entry.operation(name):
+        async with entry.operation(name, wait=wait):
             await work(entry)
     except Exception as failure:
         outcome.failure = _as_domain_error(failure, entry, name)

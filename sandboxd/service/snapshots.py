@@ -106,15 +106,16 @@ class Snapshots:
 
     async def _move(self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None) -> Sealed:
         """Recorded first: the tree has no other name by which a start-up could find it."""
-        source = entry.sandbox
-        parent = None if source.layer is None else self.layers.layer(source.layer)
-        layer = new_layer(parent, moving=source.id)
-        sealed = Sealed(layer=layer, cost=CopyCost())
-        standing = replace(source, layer=layer.id)
-        snapshots = [describe(sealed)] if describe else []
-        events = [_event(source, snapshot) for snapshot in snapshots]
-        await self.layers.record(layers=[layer], snapshots=snapshots, sandboxes=[standing], events=events)
-        entry.sandbox = standing
+        async with entry.recording:
+            source = entry.sandbox
+            parent = None if source.layer is None else self.layers.layer(source.layer)
+            layer = new_layer(parent, moving=source.id)
+            sealed = Sealed(layer=layer, cost=CopyCost())
+            standing = replace(source, layer=layer.id)
+            snapshots = [describe(sealed)] if describe else []
+            events = [_event(source, snapshot) for snapshot in snapshots]
+            await self.layers.record(layers=[layer], snapshots=snapshots, sandboxes=[standing], events=events)
+            entry.sandbox = standing
         crash_point("snapshot:recorded")
         with trio.CancelScope(shield=True):  # one rename and a sync; half of it would be nobody's
             moved = await self.layers.finish_move(layer)
@@ -212,17 +213,19 @@ class Snapshots:
         if was_live:
             await lifecycle.stop(entry, grace=0)
         with self.layers.held(snapshot.layer):  # the caller may have left
-            spec = replace(entry.sandbox.spec, image=image.digest, image_name=snapshot.spec.image_name)
-            goal = replace(entry.sandbox, spec=spec, layer=snapshot.layer, snapshot=snapshot.id, discarding=True)
-            await self.layers.record(sandboxes=[goal])
-            entry.sandbox = goal
+            async with entry.recording:
+                spec = replace(entry.sandbox.spec, image=image.digest, image_name=snapshot.spec.image_name)
+                goal = replace(entry.sandbox, spec=spec, layer=snapshot.layer, snapshot=snapshot.id, discarding=True)
+                await self.layers.record(sandboxes=[goal])
+                entry.sandbox = goal
             crash_point("restore:recorded")
             await self._begin_anew(goal)
             crash_point("restore:replaced")
-            done = replace(goal, discarding=False)
-            event = new_event(EventKind.RESTORED, done.id, snapshot=snapshot.id)
-            await self.layers.record(sandboxes=[done], events=[event])
-            entry.sandbox = done
+            async with entry.recording:
+                done = replace(entry.sandbox, discarding=False)
+                event = new_event(EventKind.RESTORED, done.id, snapshot=snapshot.id)
+                await self.layers.record(sandboxes=[done], events=[event])
+                entry.sandbox = done
             crash_point("restore:confirmed")
         if was_live:
             await lifecycle.start(entry)

@@ -96,7 +96,8 @@ class Terminals:
         It counts as drained once it is read: a client that is cut off before the answer does not get it again.
         """
         with trio.move_on_after(patience):
-            await self._wait_for_output(entry, command)
+            with entry.in_use():
+                await self._wait_for_output(entry, command)
         async with self._draining.setdefault(command, trio.Lock()):
             record = self._background.record(entry, command)  # before the read: of one that has ended, that reads all
             start = await trio.to_thread.run_sync(_load_cursor, command.directory)

@@ -118,7 +118,7 @@ class Watches:
         Raises: Conflict, NotFound, Unprocessable (no directory, or too large), Forbidden, TooManyRequests,
         SandboxLost. Cancelled: there is no watch.
         """
-        entry.require_running()
+        await entry.ready()
         watches = self._of(entry).watches
         if len(watches) >= MAX_WATCHES:
             raise TooManyRequests(
@@ -166,7 +166,7 @@ class Watches:
     ) -> tuple[list[WatchEvent], int]:
         """Events after a cursor (None: what nobody polled yet), waiting up to `patience` s for one; the cursor."""
         queue = watch.queue
-        with watch.reading(), trio.move_on_after(patience):
+        with watch.reading(), entry.in_use(), trio.move_on_after(patience):
             while not queue.ended and queue.last_id <= (queue.polled if after is None else after):
                 await _wait_news(entry, watch, watch.news)
         events = queue.poll(limit) if after is None else queue.read(after, limit)
@@ -179,7 +179,7 @@ class Watches:
         """
         queue = watch.queue
         cursor = queue.polled if after is None else after
-        with watch.reading():
+        with watch.reading(), entry.in_use():
             while True:
                 news = watch.news  # taken before the read, so that nothing falls between reading and waiting
                 batch = queue.read(cursor, READ_AT_ONCE)
@@ -208,7 +208,7 @@ class Watches:
     def _attend(self, entry: Entry, watch: Watch) -> None:
         if not watch.attended:
             watch.attended = True
-            entry.begin_resident(self._run, entry, watch)
+            entry.start_resident(self._run, entry, watch)
 
     async def _run(self, entry: Entry, watch: Watch) -> None:
         """A watch beside one machine: a resident of its sandbox."""
@@ -275,7 +275,7 @@ class Watches:
 
 def _end_with(entry: Entry, watch: Watch) -> None:
     """A watch of a sandbox that is deleted has ended; that of one which is stopped may go on when it is started."""
-    if entry.delete_reason is not None:
+    if entry.doomed:
         watch.end()
 
 

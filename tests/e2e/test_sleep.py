@@ -187,3 +187,21 @@ def test_a_job_stopped_by_its_shell_is_left_so(daemon: Daemon) -> None:
     changed(daemon, sandbox, "pause")
     changed(daemon, sandbox, "resume")
     assert daemon.shell(sandbox, "ps -o stat= -C sleep")["stdout"].startswith("T")
+
+
+def test_commands_in_the_background_stand_still_go_on_and_end_with_their_machine(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    trap = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.02; done"
+    command = change(daemon, sandbox, "commands", {"cmd": trap}).json["command_id"]
+    path = f"{SANDBOXES}/{sandbox}/commands/{command}"
+    wait_until(lambda: "up" in daemon.call("POST", f"{path}/logs").json["stdout"])
+    changed(daemon, sandbox, "pause")
+    assert daemon.call("GET", path).json["status"] == "running"
+    assert refused(daemon.call("POST", f"{path}/kill")) == (409, "paused")
+    changed(daemon, sandbox, "resume")
+    changed(daemon, sandbox, "stop")
+    wait_until(lambda: daemon.call("GET", path).json["status"] == "exited")
+    logs = daemon.call("POST", f"{path}/logs").json
+    assert (logs["stdout"], logs["exit_code"]) == ("up\nbye\n", 3)
+    changed(daemon, sandbox, "start")
+    assert daemon.call("POST", f"{path}/logs").json["stdout"] == "up\nbye\n"

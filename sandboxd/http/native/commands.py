@@ -48,7 +48,7 @@ async def shell(call: Call, sandbox: str) -> ShellResult:
 
 
 async def shell_stream(call: Call, sandbox: str) -> TrioResponse:
-    call.service.sandboxes.entry(sandbox).require_running()
+    await call.service.sandboxes.entry(sandbox).ready()
     call.body.stdin_bytes()
     return sse_response(_stream(call, sandbox))
 

@@ -4,7 +4,7 @@ import dataclasses
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from sandboxd.http.native.fields import (
     DAY_MS,
@@ -19,8 +19,13 @@ from sandboxd.http.native.fields import (
     UserName,
     rfc3339_time,
 )
-from sandboxd.model import Event, Limits, Sandbox, SandboxSpec, SandboxState
+from sandboxd.model import Event, ExpiryAction, Limits, Sandbox, SandboxSpec, SandboxState
+from sandboxd.service import expiry
 from sandboxd.service.metrics import Metrics
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 class LimitsModel(Request):
@@ -71,6 +76,14 @@ class CreateSandbox(Request):
     metadata: Metadata | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
     """lifetime from now on; without one the sandbox lives until it is deleted"""
+    on_timeout: ExpiryAction = ExpiryAction.KILL
+    """what happens at its end; a lifetime that ended in a pause or a stop begins anew when it runs again"""
+    idle_timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
+    """how long nothing may have needed it (commands, files, terminals, ports); without one for ever"""
+    on_idle: ExpiryAction | None = None
+    """what happens then; by default the same as on_timeout"""
+    auto_resume: bool = False
+    """let whatever needs it while it is paused, stopped or exited resume or start it first"""
     limits: LimitsModel = LimitsModel()
     user: UserName = ""
     workdir: OptionalPath = ""
@@ -88,7 +101,11 @@ class CreateSandbox(Request):
             user=self.user,
             workdir=self.workdir,
             hostname=self.hostname or "sandbox",
-            timeout=None if self.timeout_ms is None else self.timeout_ms / 1000,
+            timeout=_seconds(self.timeout_ms),
+            on_timeout=self.on_timeout,
+            idle_timeout=_seconds(self.idle_timeout_ms),
+            on_idle=self.on_idle,
+            auto_resume=self.auto_resume,
         )
 
 
@@ -107,6 +124,10 @@ class SandboxView(Response):
     end_at: datetime | None
     """when its lifetime is over"""
     end_reason: str | None
+    on_timeout: ExpiryAction
+    idle_timeout_ms: int | None
+    on_idle: ExpiryAction
+    auto_resume: bool
     metadata: dict[str, str]
     env: dict[str, str]
     limits: LimitsModel
@@ -129,8 +150,12 @@ class SandboxView(Response):
             started_at=rfc3339_time(sandbox.started_at),
             paused_at=rfc3339_time(sandbox.paused_at),
             ended_at=rfc3339_time(sandbox.ended_at),
-            end_at=rfc3339_time(sandbox.expires_at),
+            end_at=rfc3339_time(expiry.shown(sandbox.deadline, expiry.now())),
             end_reason=sandbox.end_reason,
+            on_timeout=spec.on_timeout,
+            idle_timeout_ms=None if spec.idle_timeout is None else round(spec.idle_timeout * 1000),
+            on_idle=spec.on_idle or spec.on_timeout,
+            auto_resume=spec.auto_resume,
             metadata=dict(spec.metadata),
             env=dict(spec.env),
             limits=LimitsModel.of(spec.limits),
@@ -159,8 +184,20 @@ class Deleted(Response):
 
 
 class SetTimeout(Request):
-    timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None
+    timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
     """lifetime from now on; null: until deleted"""
+    on_timeout: ExpiryAction | None = None
+    """what happens at its end; left as it is when not given"""
+    only_extend: bool = False
+    """leave it alone if it would end later anyway"""
+    idle_timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
+    """how long it may be idle; null: for ever"""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set & {"timeout_ms", "idle_timeout_ms"}:
+            raise ValueError("give timeout_ms or idle_timeout_ms")
+        return self
 
 
 class Stop(Request):

@@ -52,9 +52,22 @@ async def delete(call: Call, sandbox: str) -> Deleted:
 
 
 async def set_timeout(call: Call, sandbox: str) -> SandboxView:
-    milliseconds = call.body.timeout_ms
-    seconds = call.service.check_lifetime(None if milliseconds is None else milliseconds / 1000)
-    return _view(call, await call.service.sandboxes.set_lifetime(sandbox, seconds))
+    body, sandboxes = call.body, call.service.sandboxes
+    given = body.model_fields_set
+    if "timeout_ms" in given:
+        seconds = call.service.check_lifetime(_seconds(body.timeout_ms))
+        await sandboxes.set_lifetime(sandbox, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
+    if "idle_timeout_ms" in given:
+        await sandboxes.set_idle_timeout(sandbox, _seconds(body.idle_timeout_ms))
+    return _view(call, sandboxes.entry(sandbox).sandbox)
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+async def touch(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, call.service.sandboxes.touch(sandbox))
 
 
 async def pause(call: Call, sandbox: str) -> SandboxView:
