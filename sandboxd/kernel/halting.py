@@ -27,10 +27,14 @@ def stopped_jobs(root: int) -> frozenset[int]:
 
 
 def halt_tree(root: int) -> bool:
-    """Stop what runs. False while something still does: a process forked meanwhile, or is in a system call."""
+    """Stop what runs. False while something still does: a process that was forked meanwhile, or is on its way.
+
+    One in an uninterruptible sleep stops when it comes out of the kernel, and counts as stopped: with vfork(2) that
+    may be when its child goes on, which is stopped.
+    """
     running = [pid for pid in _tree(root) if not halted(pid)]
     _signal(running, signal.SIGSTOP, root)
-    return not running
+    return all(_state(pid) == "D" for pid in running)
 
 
 def continue_tree(root: int, *, but: AbstractSet[int] = frozenset()) -> None:

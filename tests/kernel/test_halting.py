@@ -1,0 +1,108 @@
+"""Process trees stopped and continued by signals, while they fork as fast as they can."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandboxd.kernel import halting
+from tests.kernel.processes import PATIENCE
+
+# pid 1 of a namespace of its own, which reaps what is left to it; a fork bomb with a vfork(2) in each link.
+STORM = """
+import os, subprocess, sys
+if os.fork() == 0:
+    while True:
+        subprocess.run(["true"], close_fds=False)
+if os.fork() == 0:
+    while True:
+        if os.fork():
+            os.wait()
+        else:
+            os._exit(0)
+print("up", flush=True)
+while True:
+    os.wait()
+"""
+
+
+@contextlib.contextmanager
+def namespace(program: str) -> Iterator[int]:
+    """The program as pid 1 of a namespace; its pid out here, once it has said that it is up."""
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--fork",
+        "--kill-child",
+        "--pid",
+        sys.executable,
+        "-c",
+        program,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"up\n"
+            yield int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        finally:
+            process.kill()
+
+
+def halt(root: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not halting.halt_tree(root):
+        assert time.monotonic() < deadline
+
+
+def clocks(root: int) -> dict[int, int]:
+    """How long each process of the tree has run, in ticks of the scheduler."""
+    return {pid: int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in halting._tree(root)}
+
+
+@pytest.mark.parametrize("round_", range(5))
+def test_a_halted_tree_neither_runs_nor_grows_until_it_is_continued(round_: int) -> None:
+    with namespace(STORM) as root:
+        assert not halting.halted(root)
+        halt(root)
+        assert halting.halted(root)
+        before = clocks(root)
+        time.sleep(0.05)  # in which a process that ran would have run
+        assert clocks(root) == before
+        halting.continue_tree(root)
+        deadline = time.monotonic() + PATIENCE
+        while clocks(root) == before:
+            assert time.monotonic() < deadline
+        assert not halting.halted(root)
+
+
+def test_what_was_stopped_before_is_left_so() -> None:
+    program = "import os, time\nif os.fork() == 0: time.sleep(600)\nprint('up', flush=True)\ntime.sleep(600)"
+    with namespace(program) as root:
+        _, job = halting._tree(root)
+        os.kill(job, signal.SIGSTOP)
+        while not halting.halted(job):
+            pass
+        jobs = halting.stopped_jobs(root)
+        assert jobs == {job}
+        halt(root)
+        halting.continue_tree(root, but=jobs)
+        assert halting.halted(job)
+        halting.continue_tree(root)
+        while halting.halted(job):
+            pass
+
+
+def test_a_tree_that_is_gone_is_halted_and_nothing_else_is_touched() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert halting.halted(process.pid)
+    assert halting.halt_tree(process.pid)
+    halting.continue_tree(process.pid)
+    assert halting.stopped_jobs(process.pid) == frozenset()
