@@ -32,6 +32,7 @@ class Aim:
 AIMS = (
     Aim(row="life", bound=10, unit="ms"),
     Aim(row="exec", bound=1.5, unit="ms"),
+    Aim(row="run", bound=15, unit="ms"),
     Aim(row="creates ×16", bound=120, unit="/s"),
     Aim(row="idle ×10", bound=0.6, unit="MB"),
     Aim(row="idle ×100", bound=0.6, unit="MB"),

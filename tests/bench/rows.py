@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bench import density, machine, terminals, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
-from tests.bench.sandboxd import Sandboxd, daemon_processes
+from tests.bench.sandboxd import CODE_IMAGE, Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
 
 MIB = 1024 * 1024
@@ -57,6 +57,21 @@ def exec_true(systems: Sequence[System], effort: Effort) -> list[Figure]:
     figures, trials, instances = _on_instances("exec", systems, lambda instance: instance.true, unit="ms")
     interleave(figures, trials, seconds=effort.seconds)
     _stop_all(instances, figures)
+    return figures
+
+
+def run_code(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """The value of 1+1 from a kernel that is there; and a sandbox's first value, its kernel's start included."""
+    figures = []
+    for system in _of_ours(systems):
+        warm = Figure(row="run", system=system.name, unit="ms")
+        first = Figure(row="first run", system=system.name, unit="ms", note="with the sandbox's own life around it")
+        kept = Trial(system=system.name, run=partial(system.one_plus_one, system.create(image=CODE_IMAGE)))
+        fresh = Trial(system=system.name, run=system.first_value)
+        for figure, trial in ((warm, kept), (first, fresh)):  # not in turns: a kernel that starts takes a processor
+            interleave([figure], [trial], seconds=effort.seconds / 2)
+        system.delete_all()
+        figures += [warm, first]
     return figures
 
 
@@ -303,6 +318,7 @@ def _stop_all(instances: Sequence[Instance | None], figures: Sequence[Figure]) -
 ROWS: dict[str, Row] = {
     "life": life,
     "exec": exec_true,
+    "run": run_code,
     "parallel": parallel,
     "creates": creates,
     "output": output,

@@ -18,6 +18,7 @@ from tests.bench.systems import TRUE, Instance, System, Workplace, call, count_o
 from tests.support.daemon import Daemon
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+CODE_IMAGE = "code-interpreter"
 UPLOADED = "/home/user/uploaded"
 
 
@@ -63,8 +64,18 @@ class Sandboxd(System):
         run_true(self.client, sandbox)
         self.client.request("DELETE", f"/v1/sandboxes/{sandbox}")
 
-    def create(self) -> str:
-        return str(self.client.request("POST", "/v1/sandboxes", {})["id"])
+    def create(self, **wish: str) -> str:
+        return str(self.client.request("POST", "/v1/sandboxes", wish)["id"])
+
+    def one_plus_one(self, sandbox: str) -> None:
+        execution = self.client.request("POST", f"/v1/sandboxes/{sandbox}/run", {"code": "1+1"})
+        if [result["text"] for result in execution["results"]] != ["2"]:
+            raise TrialFailed(f"1+1 gave {execution}")
+
+    def first_value(self) -> None:
+        sandbox = self.create(image=CODE_IMAGE)
+        self.one_plus_one(sandbox)
+        self.client.request("DELETE", f"/v1/sandboxes/{sandbox}")
 
     def start(self) -> "SandboxdInstance":
         return SandboxdInstance(self, self.create())

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from contexts import DEFAULT, Contexts, Refused, RunRequest
-from kernels import Account, KernelFailed
+from forking import Account, KernelFailed
 from outbox import Outbox, encode
 from pool import KernelPool
 

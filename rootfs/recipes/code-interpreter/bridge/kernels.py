@@ -14,42 +14,28 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import zmq
 import zmq.asyncio
+from forking import Account, Forker, KernelFailed, Process
 
-PROGRAM = Path(__file__).with_name("kernel.py")
+CONNECTION = "connection.json"
 START_LIMIT = 60.0
 # A subscription takes effect some time after it was made, and nothing says when.
 GREETING_INTERVAL = 0.1
 # What a finished run has written is in the pipes by then; what goes on writing is not waited for.
 DRAIN_READS = 64
 READ_SIZE = 65536
+LAST_WORDS = 500
 _DELIMITER = b"<IDS|MSG>"
 _PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 
 Content = Mapping[str, Any]
-
-
-class KernelFailed(Exception):
-    """A kernel could not be started."""
-
-
-@dataclass(frozen=True)
-class Account:
-    """Who kernels run as."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    env: Mapping[str, str]
 
 
 class Listener:
@@ -76,19 +62,23 @@ class Listener:
 
 
 class Greeting(Listener):
-    """Of a new kernel: nothing it says matters but that it answers."""
+    """Of a new kernel: that it answers, and what it says if it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = ""
 
     def message(self, kind: str, content: Content) -> None:
         pass
 
     def text(self, stream: str, text: str) -> None:
-        pass
+        self.said = (self.said + text)[-LAST_WORDS:]
 
 
 class Kernel:
     """A live kernel. Made by `start`; whoever has it ends it with `kill`."""
 
-    def __init__(self, directory: Path, process: asyncio.subprocess.Process, key: bytes, zmq_context: Any) -> None:
+    def __init__(self, directory: Path, process: Process, key: bytes, zmq_context: Any) -> None:
         self.directory = directory
         self.process = process
         self.end_reason = ""
@@ -108,22 +98,17 @@ class Kernel:
         self._tasks = [asyncio.create_task(task) for task in (self._follow(), self._skip_replies(), self._reap())]
 
     @classmethod
-    async def start(cls, directory: Path, account: Account, zmq_context: Any) -> "Kernel":
+    async def start(cls, directory: Path, account: Account, forker: Forker, zmq_context: Any) -> "Kernel":
         """A kernel that answers. Raises: KernelFailed."""
         key = secrets.token_hex(32).encode()
         _prepare(directory, account, key)
         outputs = {"stdout": os.pipe(), "stderr": os.pipe()}
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", str(PROGRAM), str(directory / "connection.json"),
-                stdin=asyncio.subprocess.DEVNULL, stdout=outputs["stdout"][1], stderr=outputs["stderr"][1],
-                cwd="/", env=dict(account.env), start_new_session=True,
-                user=account.uid, group=account.gid, extra_groups=account.groups,
-            )  # fmt: skip
-        except OSError as error:
+            process = await forker.start(directory / CONNECTION, [ends[1] for ends in outputs.values()])
+        except BaseException:
             for read_end, _ in outputs.values():
                 os.close(read_end)
-            raise KernelFailed(f"cannot start a kernel: {error}") from error
+            raise
         finally:
             for _, write_end in outputs.values():
                 os.close(write_end)
@@ -135,18 +120,20 @@ class Kernel:
 
     @property
     def alive(self) -> bool:
-        return self.process.returncode is None
+        return self.process.status is None
 
     async def _greet(self) -> None:
         deadline = asyncio.get_running_loop().time() + START_LIMIT
+        listener = Greeting()
         while asyncio.get_running_loop().time() < deadline:
-            listener = self._send("kernel_info_request", {}, {}, Greeting())
+            listener = Greeting()
+            self._send("kernel_info_request", {}, {}, listener)
             if await listener.wait_ended(GREETING_INTERVAL):
                 if listener.ended.result() == "idle":
                     return
                 break
         await self.kill("")
-        raise KernelFailed(f"cannot start a kernel: it did not answer (exit status {self.process.returncode})")
+        raise KernelFailed(f"cannot start a kernel: it did not answer; it said {listener.said.strip()!r}")
 
     async def _warm_up(self) -> None:
         """The first code that a kernel runs costs it 50 ms that later code does not."""
@@ -157,7 +144,7 @@ class Kernel:
     # -- running --------------------------------------------------------------------------------------------------
 
     def execute(self, code: str, settings: Content, listener: Listener) -> None:
-        """Begin to run code; one at a time. `settings`: env, cwd, settle, as kernel.py has them."""
+        """Begin to run code; one at a time. `settings`: env, cwd, settle, as sandboxd_kernel has them."""
         content = {
             "code": code,
             "silent": bool(settings.get("settle")),
@@ -174,31 +161,27 @@ class Kernel:
         self._send("execute_request", content, {"sandboxd": dict(settings)}, listener)
 
     def interrupt(self) -> None:
-        self._signal(signal.SIGINT)
+        self.process.signal(signal.SIGINT)
 
     async def kill(self, reason: str) -> None:
         """End it and what it started in its session. Its listener is told that it died."""
         self.end_reason = self.end_reason or reason
-        self._signal(signal.SIGKILL)
+        self.process.signal(signal.SIGKILL)
         await self.process.wait()
         self._died()
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
 
     def how_it_ended(self) -> str:
         """For people; only when it is dead."""
         if self.end_reason:
             return self.end_reason
-        status = self.process.returncode or 0
+        status = self.process.status or 0
         if status < 0:
             return f"the kernel was ended by {_signal_name(-status)}"
         return f"the kernel exited with status {status}"
 
     # -- the protocol ---------------------------------------------------------------------------------------------
 
-    def _send(self, kind: str, content: Content, metadata: Content, listener: Listener) -> Listener:
+    def _send(self, kind: str, content: Content, metadata: Content, listener: Listener) -> None:
         self._waiting_for = uuid.uuid4().hex
         header = {
             "msg_id": self._waiting_for,
@@ -212,7 +195,6 @@ class Kernel:
         signature = hmac.new(self._key, b"".join(parts), hashlib.sha256).hexdigest().encode()
         self._listener = listener
         self._shell.send_multipart([_DELIMITER, signature, *parts])
-        return listener
 
     async def _follow(self) -> None:
         while True:
@@ -317,7 +299,7 @@ def _prepare(directory: Path, account: Account, key: bytes) -> None:
         "signature_scheme": "hmac-sha256",
         **{f"{name}_port": port for name, port in _PORTS.items()},
     }
-    file = directory / "connection.json"
+    file = directory / CONNECTION
     file.write_text(json.dumps(connection))
     for path in (file, directory):
         os.chown(path, account.uid, account.gid)

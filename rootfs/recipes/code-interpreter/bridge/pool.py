@@ -5,7 +5,8 @@ import itertools
 from pathlib import Path
 
 import zmq.asyncio
-from kernels import Account, Kernel
+from forking import Account, Forker
+from kernels import Kernel
 
 
 class KernelPool:
@@ -14,6 +15,7 @@ class KernelPool:
     def __init__(self, directory: Path, account: Account, ready: int) -> None:
         self._directory = directory
         self._account = account
+        self._forker = Forker(account)
         self._ready = ready
         self._numbers = itertools.count(1)
         self._context = zmq.asyncio.Context()
@@ -38,4 +40,4 @@ class KernelPool:
 
     def _start(self) -> asyncio.Task[Kernel]:
         directory = self._directory / f"k{next(self._numbers)}"
-        return asyncio.create_task(Kernel.start(directory, self._account, self._context))
+        return asyncio.create_task(Kernel.start(directory, self._account, self._forker, self._context))
