@@ -25,20 +25,22 @@ from sandboxd.isolation.wire import CommandState, Output, Scope, Stream
 from sandboxd.model import Image
 from sandboxd.service.code_protocol import (
     BridgeError,
-    CodeContext,
-    CodeLimits,
-    CodeSpec,
-    Execution,
     LineSplitter,
-    RunBegun,
     RunDecoder,
-    RunEnded,
-    RunError,
-    RunEvent,
     decode_context,
     decode_contexts,
     encode_request,
     encode_run,
+)
+from sandboxd.service.code_values import (
+    CodeContext,
+    CodeLimits,
+    CodeSpec,
+    Execution,
+    RunBegun,
+    RunEnded,
+    RunError,
+    RunEvent,
 )
 from sandboxd.service.commands import init_errors
 from sandboxd.service.entry import Entry

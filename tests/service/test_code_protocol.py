@@ -13,21 +13,23 @@ from sandboxd.http.streams import ServerSentEvent
 from sandboxd.model import StreamName
 from sandboxd.service.code_protocol import (
     BridgeError,
+    LineSplitter,
+    RunDecoder,
+    decode_context,
+    decode_contexts,
+    encode_run,
+)
+from sandboxd.service.code_values import (
     CodeLimits,
     CodeSpec,
     Execution,
-    LineSplitter,
     RunBegun,
     RunCounted,
-    RunDecoder,
     RunEnded,
     RunError,
     RunEvent,
     RunResult,
     RunText,
-    decode_context,
-    decode_contexts,
-    encode_run,
 )
 
 LIMITS = CodeLimits(output=1000, results=1000)

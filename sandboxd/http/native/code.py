@@ -17,7 +17,9 @@ from sandboxd.http.native.code_schemas import (
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
-from sandboxd.service.code_protocol import RunError
+from sandboxd.service.code_values import (
+    RunError,
+)
 from sandboxd.service.entry import Entry
 
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_vali
 
 from sandboxd.http.native.fields import DAY_MS, Env, OptionalPath, Request, Response
 from sandboxd.model import StreamName
-from sandboxd.service.code_protocol import (
+from sandboxd.service.code_values import (
     CodeContext,
     CodeSpec,
     Execution,

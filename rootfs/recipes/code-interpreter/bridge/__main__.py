@@ -32,7 +32,7 @@ from pool import KernelPool
 
 DIRECTORY = Path("/run/sandboxd-code")
 SOCKET = "bridge"
-MAX_REQUEST = 64 * 1024 * 1024
+MAX_REQUEST = 128 * 1024 * 1024
 
 
 def account_of(user: str) -> Account:

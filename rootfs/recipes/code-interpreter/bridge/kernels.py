@@ -39,7 +39,7 @@ Content = Mapping[str, Any]
 
 
 class Listener:
-    """What a run is told. `ended` is set once: "idle" when it is over, "died" when the kernel is gone."""
+    """What a run is told. `begun` is set when it has the kernel's attention, `ended` once: "idle" or "died"."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -57,6 +57,7 @@ class Listener:
         return bool(done)
 
     def end(self, how: str) -> None:
+        self.begun.set()
         if not self.ended.done():
             self.ended.set_result(how)
 
