@@ -59,6 +59,10 @@ class HttpConfig(_Section):
 
 class SandboxConfig(_Section):
     max_sandboxes: Annotated[int, Field(ge=1, le=20000)] = 2000
+    max_memory: Bytes | None = None
+    """bytes of memory that all sandboxes' limits may come to; with it every sandbox needs a limit"""
+    max_disk: Bytes | None = None
+    """the same of the disk, where that can be limited"""
     default_image: str = "base"
     max_timeout: Seconds = DAY
     """longest lifetime a client may ask for"""

@@ -135,6 +135,8 @@ class SandboxSpec:
     """seconds after the last use"""
     on_idle: ExpiryAction | None = None
     """None: as on_timeout"""
+    owner: str | None = None
+    """id of the key that created it; None: an administrator on the Unix socket"""
     auto_resume: bool = False
     """whatever needs its machine while it is paused, stopped or exited resumes or starts it first"""
 
@@ -537,9 +539,25 @@ class Scope(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What the holder of a key may use; None is not bounded."""
+
+    sandboxes: int | None = None
+    """that exist at a time, in whatever state"""
+    memory: int | None = None
+    """bytes, of all their limits together"""
+    disk: int | None = None
+    """bytes, of all their limits together"""
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     id: str
     name: str
     scopes: frozenset[Scope]
     created_at: float
+    quota: Quota = field(default_factory=Quota)
+    own: bool = False
+    """it sees and touches what it created alone"""
     last_used_at: float | None = None

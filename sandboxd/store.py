@@ -24,6 +24,7 @@ from sandboxd.model import (
     EventKind,
     Exposure,
     Layer,
+    Quota,
     Sandbox,
     Scope,
     Snapshot,
@@ -69,6 +70,10 @@ MIGRATIONS = (
         body, '$.deadline', json_object('wall', json_extract(body, '$.expires_at'), 'uptime', 0.0, 'boot_id', '')
     ) WHERE json_extract(body, '$.expires_at') IS NOT NULL;
     """,
+    """
+    ALTER TABLE keys ADD COLUMN quota TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE keys ADD COLUMN own INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.
@@ -82,7 +87,8 @@ _LAYER = TypeAdapter(Layer)
 _SNAPSHOT = TypeAdapter(Snapshot)
 _EVENT_COLUMNS = "id, at, kind, sandbox, facts"
 _EXPOSURE_COLUMNS = ("sandbox", "port", "created_at", "expires_at", "token_hash")
-_KEY_COLUMNS = "id, name, scopes, created_at, last_used_at"
+_KEY_COLUMNS = "id, name, scopes, created_at, last_used_at, quota, own"
+_QUOTA = TypeAdapter(Quota)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,9 +262,10 @@ class Store:
 
     async def add_key(self, key: ApiKey, hashed: str) -> None:
         def write(db: sqlite3.Connection) -> None:
-            scopes = ",".join(sorted(key.scopes))
+            scopes, quota = ",".join(sorted(key.scopes)), _QUOTA.dump_json(key.quota).decode()
             db.execute(
-                "INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", (key.id, key.name, hashed, scopes, key.created_at)
+                "INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL, ?, ?)",
+                (key.id, key.name, hashed, scopes, key.created_at, quota, key.own),
             )
 
         await self._transaction(write)
@@ -343,13 +350,15 @@ def _event(row: Sequence[Any]) -> Event:
 
 
 def _key(row: Sequence[Any]) -> ApiKey:
-    number, name, scopes, created_at, last_used_at = row
+    number, name, scopes, created_at, last_used_at, quota, own = row
     return ApiKey(
         id=number,
         name=name,
         scopes=frozenset(Scope(scope) for scope in scopes.split(",")),
         created_at=created_at,
         last_used_at=last_used_at,
+        quota=_QUOTA.validate_json(quota),
+        own=bool(own),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
-from sandboxd.http.auth import authorize, bearer_token
+from sandboxd.http.auth import authorize, bearer_token, require_own
 from sandboxd.http.peer import peer_of
 from sandboxd.http.proxy_exchange import ProxyExchange, Receive, Send
 from sandboxd.http.proxy_headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
@@ -94,7 +94,8 @@ class PortProxy:
         # Either may be the program's own affair; the one that is a key of ours counts.
         secret = next((given for given in (bearer, plain) if given and self._is_key(given)), None)
         try:
-            authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
+            caller = authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
+            require_own(self._service, caller, {"sandbox": wanted.sandbox})
         except Unauthenticated:
             raise Unauthenticated(
                 f"cannot reach port {wanted.port} of {wanted.sandbox!r} without a key of the scope write"

@@ -15,7 +15,7 @@ from quart.wrappers import Response
 from sandboxd.errors import InvalidRequest, SandboxdError, Unprocessable
 from sandboxd.http import auth
 from sandboxd.http.connection import SandboxdApp, read_body
-from sandboxd.model import Scope
+from sandboxd.model import ApiKey, Sandbox, Scope, Snapshot
 from sandboxd.service.service import Service
 
 M = TypeVar("M", bound=BaseModel)
@@ -30,8 +30,22 @@ class Call:
     """A checked request, as a handler gets it. Path parameters come as keyword arguments beside it."""
 
     service: Service
+    caller: ApiKey | None = None
+    """the key that was used; None for an administrator on the Unix socket"""
     body: Any = None
     query: Any = None
+
+    @property
+    def owner(self) -> str | None:
+        """Whose what is created now is."""
+        return None if self.caller is None else self.caller.id
+
+    def require_own(self, **named: str) -> None:
+        """Of a `sandbox` or `snapshot` that the body names; what the path names is checked already."""
+        auth.require_own(self.service, self.caller, named)
+
+    def sees(self, of: Sandbox | Snapshot) -> bool:
+        return auth.sees(self.caller, of.spec.owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +94,9 @@ def _explained(view: Handler, explain: Explain) -> Handler:
 
 def _view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> Response:
-        auth.authorize_request(service.keys, route.scope)
-        call = Call(service=service, query=_query(route), body=await _body(route, service))
+        caller = auth.authorize_request(service.keys, route.scope)
+        auth.require_own(service, caller, parameters)
+        call = Call(service=service, caller=caller, query=_query(route), body=await _body(route, service))
         answer = await route.handler(call, **parameters)
         return render(answer, route.status) if isinstance(answer, BaseModel) else answer
 
@@ -90,8 +105,9 @@ def _view(route: Route, service: Service) -> Handler:
 
 def _websocket_view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> None:
-        auth.authorize_websocket(service.keys, route.scope)
-        await route.handler(Call(service=service), **parameters)
+        caller = auth.authorize_websocket(service.keys, route.scope)
+        auth.require_own(service, caller, parameters)
+        await route.handler(Call(service=service, caller=caller), **parameters)
 
     return view
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import trio
 
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.model import ApiKey, Scope
+from sandboxd.model import ApiKey, Quota, Scope
+from sandboxd.service.quotas import RequestRates
 from sandboxd.store import Store
 
 PREFIX = "sbx_"
+UNBOUNDED = Quota()
 NAME = re.compile(r"[\w .@:/-]{1,64}")
 # How often `last_used_at` goes to disk: once per request would make every read a write.
 USE_NOTED_EVERY = 60.0
@@ -35,11 +37,14 @@ class Keys:
         self._store = store
         self._by_hash: dict[str, ApiKey] = {}
         self._used: dict[str, float] = {}
+        self.rates = RequestRates()
 
     async def load(self) -> None:
         self._by_hash = {hashed: key for key, hashed in await self._store.keys()}
 
-    async def create(self, name: str, scopes: frozenset[Scope]) -> NewKey:
+    async def create(
+        self, name: str, scopes: frozenset[Scope], *, quota: Quota = UNBOUNDED, own: bool = False
+    ) -> NewKey:
         """Raises: InvalidRequest."""
         if not NAME.fullmatch(name):
             raise InvalidRequest(
@@ -48,10 +53,14 @@ class Keys:
         if not scopes:
             raise InvalidRequest("cannot create a key without a scope: give at least one of read, write, admin")
         secret = PREFIX + secrets.token_urlsafe(32)
-        key = ApiKey(id="key" + secrets.token_hex(6), name=name, scopes=scopes, created_at=time.time())
+        number, now = "key" + secrets.token_hex(6), time.time()
+        key = ApiKey(id=number, name=name, scopes=scopes, created_at=now, quota=quota, own=own)
         await self._store.add_key(key, _hash(secret))
         self._by_hash[_hash(secret)] = key
         return NewKey(key, secret)
+
+    def get(self, key: str) -> ApiKey | None:
+        return next((known for known in self._by_hash.values() if known.id == key), None)
 
     def all(self) -> list[ApiKey]:
         return list(self._by_hash.values())
@@ -61,6 +70,7 @@ class Keys:
         if not await self._store.remove_key(key):
             raise NotFound(f"cannot find key {key!r}: see GET /v1/keys")
         self._by_hash = {hashed: known for hashed, known in self._by_hash.items() if known.id != key}
+        self.rates.forget(key)
 
     def find(self, secret: str) -> ApiKey | None:
         """The key that this secret is. Comparing hashes in a dict tells an attacker nothing about the secret."""

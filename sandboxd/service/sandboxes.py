@@ -64,14 +64,14 @@ class Sandboxes:
         store: Store,
         events: EventLog,
         host: Host,
-        limit: int,
         oom: OomWatch,
         layers: Layers,
         find_image: Callable[[str], Image],
     ) -> None:
         self._nursery = nursery
         self._host = host
-        self._limit = limit
+        self.admit: Callable[[SandboxSpec], None] = lambda _: None
+        """raises when there is no room for a new sandbox"""
         self._oom = oom
         self._journal = Journal(store, events)
         self._machines = Machines(host, layers)
@@ -116,8 +116,7 @@ class Sandboxes:
 
         Raises: Conflict, Unavailable, Unprocessable, LaunchFailed.
         """
-        if len(self._entries) >= self._limit:
-            raise Unavailable(f"cannot create the sandbox: this daemon holds its maximum of {self._limit}")
+        self.admit(spec)
         check_not_reserved(spec.name)
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)

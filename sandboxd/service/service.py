@@ -11,7 +11,7 @@ import trio
 from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
-from sandboxd.service import commands
+from sandboxd.service import commands, quotas
 from sandboxd.service.background import BackgroundCommands
 from sandboxd.service.code import Code
 from sandboxd.service.entry import Host
@@ -95,12 +95,14 @@ class Service:
         self.node = platform.node()
         self.started = time.monotonic()
         self._pinned: set[str] = set()
+        sandboxes.admit = self._admit
         self._measuring = trio.CapacityLimiter(1)
 
-    async def create(self, spec: SandboxSpec) -> Sandbox:
+    async def create(self, spec: SandboxSpec, *, owner: str | None) -> Sandbox:
         """Make a sandbox of the image `spec.image_name` names; what is left open is filled from the image.
 
-        Raises: NotFound (no such image), InvalidRequest, Unprocessable (a limit this host cannot enforce), Conflict,
+        `owner`: id of the key it is counted for; None for administrators. Raises: NotFound (no such image),
+        InvalidRequest, Unprocessable (a limit this host cannot enforce), Conflict, TooManyRequests (the key's quota),
         Unavailable, LaunchFailed.
         """
         name = spec.image_name or self.config.sandbox.default_image
@@ -112,7 +114,8 @@ class Service:
             spec,
             image=image.digest,
             image_name=name,
-            limits=self._enforceable(spec.limits),
+            limits=self._enforceable(self._with_shares(spec.limits, owner)),
+            owner=owner,
             user=spec.user or image.user,
             workdir=spec.workdir or image.workdir,
             env={**image.env, **spec.env},
@@ -123,7 +126,7 @@ class Service:
             self.code.prestart(self.sandboxes.entry(sandbox.id), image)
         return sandbox
 
-    async def create_from(self, snapshot: str, spec: SandboxSpec) -> Sandbox:
+    async def create_from(self, snapshot: str, spec: SandboxSpec, *, owner: str | None) -> Sandbox:
         """A sandbox that begins with a snapshot's files; what is left open is as in the sandbox it was taken of.
 
         Raises: NotFound, and as create.
@@ -133,11 +136,13 @@ class Service:
             raise InvalidRequest("cannot create a sandbox of both an image and a snapshot: leave one of them out")
         source = found.spec
         limits = self._enforceable(spec.limits)
+        limits = self._with_shares(limits if limits.named() else source.limits, owner)
         filled = replace(
             spec,
             image=source.image,
             image_name=source.image_name,
-            limits=limits if limits.named() else source.limits,
+            limits=self._enforceable(limits),
+            owner=owner,
             user=spec.user or source.user,
             workdir=spec.workdir or source.workdir,
             env={**source.env, **spec.env},
@@ -146,7 +151,7 @@ class Service:
         return await self.snapshots.create(found, filled)
 
     async def clone(
-        self, sandbox: str, *, count: int, name: str | None, lifetime: float | None
+        self, sandbox: str, *, count: int, name: str | None, lifetime: float | None, owner: str | None
     ) -> tuple[Sandbox | SandboxdError, ...]:
         """See Snapshots.clone. Several clones of one name have a number behind it."""
         self.check_lifetime(lifetime)
@@ -154,7 +159,9 @@ class Service:
         def specs(source: SandboxSpec) -> tuple[SandboxSpec, ...]:
             seconds = self._lifetime(lifetime if lifetime is not None else source.timeout)
             names = [name] if count == 1 else [name and f"{name}-{number}" for number in range(1, count + 1)]
-            return tuple(replace(source, name=each, timeout=seconds) for each in names)
+            limits = self._enforceable(self._with_shares(source.limits, owner))
+            wish = replace(source, timeout=seconds, limits=limits, owner=owner)
+            return tuple(replace(wish, name=each) for each in names)
 
         return await self.snapshots.clone(sandbox, specs=specs)
 
@@ -200,6 +207,18 @@ class Service:
     def _lifetime(self, seconds: float | None) -> float | None:
         return self.check_lifetime(seconds if seconds is not None else self.config.sandbox.default_timeout)
 
+    def _with_shares(self, limits: Limits, owner: str | None) -> Limits:
+        key = None if owner is None else self.keys.get(owner)
+        return limits if key is None else quotas.with_shares(limits, key.quota)
+
+    def _admit(self, spec: SandboxSpec) -> None:
+        """For Sandboxes.create: whether there is room. Raises: TooManyRequests, Unavailable, Unprocessable."""
+        sandboxes = self.sandboxes.all()
+        quotas.check_all(self.config.sandbox, spec, sandboxes)
+        key = None if spec.owner is None else self.keys.get(spec.owner)
+        if key is not None:
+            quotas.check_key(key, spec, sandboxes)
+
     def _enforceable(self, limits: Limits) -> Limits:
         """The limits this host can enforce: all of those asked for, or (if lenient) as many as possible."""
         beyond = [name for name in limits.named() if _CONTROLLER[name] not in self.capabilities.enforceable]
@@ -242,7 +261,6 @@ async def open_service(
             store=store,
             events=events,
             host=host,
-            limit=config.sandbox.max_sandboxes,
             oom=oom,
             layers=layers,
             find_image=images.get,

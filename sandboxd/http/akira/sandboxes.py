@@ -17,11 +17,11 @@ DELETES_AT_ONCE = 8
 
 
 async def create(call: Call) -> SandboxView:
-    return SandboxView.of(await call.service.create(call.body.to_domain()))
+    return SandboxView.of(await call.service.create(call.body.to_domain(), owner=call.owner))
 
 
 async def list_running(call: Call) -> SandboxList:
-    alive = [sandbox for sandbox in call.service.sandboxes.all() if sandbox.state in ALIVE]
+    alive = [sandbox for sandbox in call.service.sandboxes.all() if sandbox.state in ALIVE and call.sees(sandbox)]
     return SandboxList(sandboxes=[SandboxView.of(sandbox) for sandbox in alive])
 
 
@@ -32,9 +32,9 @@ async def delete(call: Call, sandbox: str) -> Deleted:
 
 
 async def delete_all(call: Call) -> AllDeleted:
-    """All there are now. One that somebody else deletes meanwhile is as good."""
+    """All that the caller sees now. One that somebody else deletes meanwhile is as good."""
     limit = trio.CapacityLimiter(DELETES_AT_ONCE)
-    numbers = [sandbox.id for sandbox in call.service.sandboxes.all()]
+    numbers = [sandbox.id for sandbox in call.service.sandboxes.all() if call.sees(sandbox)]
 
     async def work(number: str) -> None:
         async with limit:

@@ -14,7 +14,9 @@ async def take(call: Call, sandbox: str) -> SnapshotView:
 
 
 async def list_all(call: Call) -> SnapshotList:
-    return SnapshotList(snapshots=[SnapshotView.of(each) for each in call.service.snapshots.layers.snapshots()])
+    return SnapshotList(
+        snapshots=[SnapshotView.of(each) for each in call.service.snapshots.layers.snapshots() if call.sees(each)]
+    )
 
 
 async def delete(call: Call, snapshot: str) -> Deleted:
@@ -22,7 +24,7 @@ async def delete(call: Call, snapshot: str) -> Deleted:
 
 
 async def clone(call: Call, sandbox: str) -> SandboxView:
-    (made,) = await call.service.clone(sandbox, count=1, name=None, lifetime=None)
+    (made,) = await call.service.clone(sandbox, count=1, name=None, lifetime=None, owner=call.owner)
     if isinstance(made, Sandbox):
         return SandboxView.of(made)
     raise made
@@ -32,5 +34,6 @@ async def restore(call: Call, snapshot: str) -> SandboxView | Response:
     """Into a new sandbox (201), or the one named, in place (200)."""
     if call.body.sandbox_id is None:
         spec = SandboxSpec(image="", image_name="")
-        return SandboxView.of(await call.service.create_from(snapshot, spec))
+        return SandboxView.of(await call.service.create_from(snapshot, spec, owner=call.owner))
+    call.require_own(sandbox=call.body.sandbox_id)
     return render(SandboxView.of(await call.service.snapshots.restore(call.body.sandbox_id, snapshot)))

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints
 
 from sandboxd.http.native.fields import ImageName, Request, Response, rfc3339_time
-from sandboxd.model import ApiKey, Image, Scope
+from sandboxd.model import ApiKey, Image, Quota, Scope
+from sandboxd.service.quotas import TIERS
 
 
 class ImageView(Response):
@@ -53,11 +54,52 @@ class CreateKey(Request):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] = [Scope.READ, Scope.WRITE]  # noqa: RUF012
 
+    tier: Literal["beta", "pro", "unlimited"] = "unlimited"
+    """what it may use: 60 requests a minute and 10 sandboxes, 300 and 50, or whatever the daemon holds"""
+    max_sandboxes: Annotated[int, Field(ge=0, le=20_000)] | None = None
+    """in place of the tier's"""
+    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """in place of the tier's"""
+    max_memory_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
+    """of its sandboxes' limits together; one without a limit gets an equal share"""
+    max_disk_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
+    own: bool = False
+    """let it see and touch only what it has created"""
+
+    def to_quota(self) -> Quota:
+        tier = TIERS[self.tier]
+        return Quota(
+            sandboxes=tier.sandboxes if self.max_sandboxes is None else self.max_sandboxes,
+            requests_per_minute=self.requests_per_minute or tier.requests_per_minute,
+            memory=self.max_memory_bytes,
+            disk=self.max_disk_bytes,
+        )
+
+
+class QuotaView(Response):
+    """null is not bounded"""
+
+    max_sandboxes: int | None
+    requests_per_minute: int | None
+    max_memory_bytes: int | None
+    max_disk_bytes: int | None
+
+    @classmethod
+    def of(cls, quota: Quota) -> Self:
+        return cls(
+            max_sandboxes=quota.sandboxes,
+            requests_per_minute=quota.requests_per_minute,
+            max_memory_bytes=quota.memory,
+            max_disk_bytes=quota.disk,
+        )
+
 
 class KeyView(Response):
     id: str
     name: str
     scopes: list[Scope]
+    quota: QuotaView
+    own: bool
     created_at: datetime
     last_used_at: datetime | None
 
@@ -80,6 +122,8 @@ def _key_facts(key: ApiKey) -> dict[str, Any]:
         "id": key.id,
         "name": key.name,
         "scopes": sorted(key.scopes),
+        "quota": QuotaView.of(key.quota),
+        "own": key.own,
         "created_at": rfc3339_time(key.created_at),
         "last_used_at": rfc3339_time(key.last_used_at),
     }

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import trio
 from quart import request
 
+from sandboxd.http.auth import require_all
 from sandboxd.http.native.sandbox_schemas import EventList, EventView
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
@@ -13,6 +14,10 @@ from sandboxd.http.streams import ServerSentEvent, sse_response
 
 
 async def events(call: Call) -> EventList | TrioResponse:
+    if call.query.sandbox is None:
+        require_all(call.caller)
+    else:
+        call.require_own(sandbox=call.query.sandbox)
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
         return sse_response(_follow(call, resume_after(call.query.after)))
     after = call.query.after or 0

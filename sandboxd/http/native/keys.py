@@ -5,7 +5,8 @@ from sandboxd.http.routes import Call
 
 
 async def create(call: Call) -> CreatedKey:
-    new = await call.service.keys.create(call.body.name, frozenset(call.body.scopes))
+    body = call.body
+    new = await call.service.keys.create(body.name, frozenset(body.scopes), quota=body.to_quota(), own=body.own)
     return CreatedKey.with_secret(new.key, new.secret)
 
 

@@ -13,15 +13,20 @@ from sandboxd.model import Sandbox
 async def create(call: Call) -> SandboxView:
     spec = call.body.to_domain()
     if call.body.snapshot is not None:
-        return _view(call, await call.service.create_from(call.body.snapshot, spec))
-    return _view(call, await call.service.create(spec))
+        call.require_own(snapshot=call.body.snapshot)
+        return _view(call, await call.service.create_from(call.body.snapshot, spec, owner=call.owner))
+    return _view(call, await call.service.create(spec, owner=call.owner))
 
 
 async def list_all(call: Call) -> SandboxList:
     wanted = {
         name.removeprefix("metadata."): value for name, value in request.args.items() if name[:9] == "metadata."
     }
-    matching = [sandbox for sandbox in call.service.sandboxes.all() if _matches(sandbox, call.query.status, wanted)]
+    matching = [
+        sandbox
+        for sandbox in call.service.sandboxes.all()
+        if call.sees(sandbox) and _matches(sandbox, call.query.status, wanted)
+    ]
     keys = [cursor_of(sandbox) for sandbox in matching]
     first = bisect.bisect_right(keys, call.query.cursor)
     page = matching[first : first + call.query.limit]

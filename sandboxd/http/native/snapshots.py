@@ -3,6 +3,7 @@
 import bisect
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.auth import require_all
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.sandbox_schemas import SandboxView
 from sandboxd.http.native.snapshot_schemas import (
@@ -27,7 +28,11 @@ async def take(call: Call, sandbox: str) -> SnapshotView:
 
 async def list_all(call: Call) -> SnapshotList:
     wanted = call.query.sandbox
-    found = [each for each in call.service.snapshots.layers.snapshots() if wanted in (None, each.sandbox)]
+    found = [
+        each
+        for each in call.service.snapshots.layers.snapshots()
+        if call.sees(each) and wanted in (None, each.sandbox)
+    ]
     first = bisect.bisect_right([cursor_of(each) for each in found], call.query.cursor)
     page = found[first : first + call.query.limit]
     more = first + len(page) < len(found)
@@ -50,6 +55,7 @@ async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
 
 
 async def restore(call: Call, sandbox: str) -> SandboxView:
+    call.require_own(snapshot=call.body.snapshot)
     restored = await call.service.snapshots.restore(sandbox, call.body.snapshot)
     return SandboxView.of(restored, call.service.node)
 
@@ -57,7 +63,9 @@ async def restore(call: Call, sandbox: str) -> SandboxView:
 async def clone(call: Call, sandbox: str) -> Clones:
     body = call.body
     lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
-    outcomes = await call.service.clone(sandbox, count=body.count, name=body.name, lifetime=lifetime)
+    outcomes = await call.service.clone(
+        sandbox, count=body.count, name=body.name, lifetime=lifetime, owner=call.owner
+    )
     made = [each for each in outcomes if isinstance(each, Sandbox)]
     failed = [each for each in outcomes if isinstance(each, SandboxdError)]
     if not made:
@@ -67,6 +75,7 @@ async def clone(call: Call, sandbox: str) -> Clones:
 
 
 async def storage(call: Call) -> StorageView:
+    require_all(call.caller)
     return StorageView.of(await call.service.storage_use())
 
 
