@@ -15,6 +15,7 @@ from sandboxd.cli.descriptors import STDIN, STDOUT, DescriptorReader, write_all
 from sandboxd.cli.detach import DEFAULT_KEYS, DetachKeys, parse_keys
 from sandboxd.cli.options import choose_joint, environment_option, user_option, workdir_option
 from sandboxd.cli.output import RunFailure, complain
+from sandboxd.cli.replay import without_queries
 from sandboxd.cli.run import run_and_exit
 from sandboxd.cli.runner import SANDBOX, ungrouped
 from sandboxd.cli.signals import SignalRelay
@@ -134,6 +135,8 @@ class Visit:
         self._keys = DetachKeys(keys)
         self._write = write
         self._offset = offset
+        self._replay = b""
+        self._replay_end = 0
         self._lost = 0
         self._place: PtyAttachment | None = None
 
@@ -202,17 +205,30 @@ class Visit:
     async def _show(self, place: PtyAttachment, raw: RawTerminal) -> _Ending:
         async for event in place:
             if isinstance(event, Output):
-                await write_all(STDOUT, event.data)
+                await self._display(place, event.data)
             elif isinstance(event, OutputLost):
                 self._lost += event.size
-            elif isinstance(event, Attached) and event.writer:
-                cols, rows = raw.size()
-                await place.resize(cols=cols, rows=rows)
+            elif isinstance(event, Attached):
+                self._replay_end = event.end if self._offset is None else 0
+                await self._fit(place, raw)
             elif isinstance(event, Writer) and not event.writer:
                 return _Ending(Leaving.TAKEN_OVER, 0)
             elif isinstance(event, Exited):
                 return _Ending(event, self._lost)
         raise AssertionError("the last event of a terminal is its exit")
+
+    async def _fit(self, place: PtyAttachment, raw: RawTerminal) -> None:
+        if self._write == "take":
+            cols, rows = raw.size()
+            await place.resize(cols=cols, rows=rows)
+
+    async def _display(self, place: PtyAttachment, data: bytes) -> None:
+        """The past in one piece, since what must not be shown again may be cut in two."""
+        self._replay += data
+        if place.offset >= self._replay_end:
+            shown = without_queries(self._replay) if self._replay_end else self._replay
+            self._replay, self._replay_end = b"", 0
+            await write_all(STDOUT, shown)
 
     async def _type(self, place: PtyAttachment, everything: trio.CancelScope, endings: list[_Ending]) -> None:
         """What is typed, to the terminal; the end of our own terminal is a way to leave, too."""

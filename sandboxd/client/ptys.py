@@ -20,6 +20,8 @@ class Attached:
 
     writer: bool
     offset: int
+    end: int
+    """of what is there already: what comes before is a replay"""
     status: str
     pid: int
 

@@ -170,6 +170,23 @@ def test_a_shell_is_left_and_come_back_to(terminal: Tmux, sandbox: str, root_dae
     terminal.wait_for("status=125")
 
 
+def test_what_a_program_asked_its_terminal_is_not_answered_again(terminal: Tmux, sandbox: str) -> None:
+    """tmux answers such a question by typing, as every terminal does."""
+    terminal.type(f"sandboxctl shell {sandbox}")
+    terminal.wait_for("user@sandbox")
+    terminal.type(r"printf '\033[c'; read -rs -d c answer; echo asked")
+    terminal.wait_for("asked")
+    terminal.key("C-p")
+    terminal.key("C-q")
+    terminal.wait_for("sandboxctl: detached")
+    terminal.type(f"clear; sandboxctl attach {sandbox}")
+    terminal.wait_for("asked")
+    terminal.type("echo 'typed'; exit")  # after what would have been typed before it
+    terminal.wait_for("typed")
+    terminal.wait_for(PROMPT)
+    assert "?1;2c" not in terminal.screen()
+
+
 def test_a_shell_survives_its_terminal_and_its_program(terminal: Tmux, sandbox: str, root_daemon: Daemon) -> None:
     terminal.type(f"sandboxctl shell {sandbox}; echo status=$?")
     terminal.wait_for("user@sandbox")

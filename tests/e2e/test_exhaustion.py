@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.support.background import Background
 from tests.support.daemon import CHECKOUT, Daemon
 from tests.support.waiting import wait_until
 
@@ -41,6 +42,26 @@ def test_a_full_disk(cramped: Daemon) -> None:
     wait_until(lambda: daemon.call("POST", SANDBOXES).status == 201)
     assert "Traceback" not in daemon.log
     daemon.delete_all()
+
+
+def test_a_command_whose_output_finds_no_room_goes_on(cramped: Daemon) -> None:
+    """What could not be kept is counted, and how it ended is known all the same."""
+    greedy = cramped.create()
+    background = Background(cramped, cramped.create())
+    command = background.start(
+        "echo first; read l; head -c 8M /dev/zero | tr '\\0' x; read l; echo last; exit 3", stdin=True
+    )
+    wait_until(lambda: background.stdout(command) == "first\n")
+    cramped.shell(greedy, "head -c 64M /dev/zero > ~/zeros")
+    background.post(command, "stdin", {"data": "\n\n"})
+    view = background.ended(command)
+    assert (view["status"], view["exit_code"]) == ("exited", 3)
+    kept = background.stdout(command)
+    assert kept.startswith("first\n")
+    assert len(kept) < 8_000_000
+    assert view["unlogged_bytes"] == len("first\nlast\n") + 8 * 1024 * 1024 - len(kept)
+    assert "Traceback" not in cramped.log
+    cramped.delete_all()
 
 
 def test_a_sandbox_that_uses_up_its_processes_hurts_nobody_else(daemon: Daemon) -> None:

@@ -72,13 +72,13 @@ class _Client:
 
     async def converse(self, wish: AttachPty) -> None:
         """Until the terminal has ended, the client has left, or another has taken its place."""
-        offset = await self._place(wish)
+        offset, end = await self._place(wish)
         if wish.write == "take":
             self._seats.take(self._seat)
         elif wish.write == "if_free":
             self._seats.take_if_free(self._seat)
         try:
-            await self._greet(offset)
+            await self._greet(offset, end)
             if wish.size is not None and self._writes and not self._record.ended:
                 await self._background.resize(self._entry, self._command, wish.size.to_domain())
             async with trio.open_nursery() as nursery:
@@ -90,11 +90,12 @@ class _Client:
         finally:
             self._seats.leave(self._seat)
 
-    async def _place(self, wish: AttachPty) -> int:
-        if wish.offset is not None:
-            return wish.offset
+    async def _place(self, wish: AttachPty) -> tuple[int, int]:
+        """Where to begin, and where what is there already ends."""
         _, offsets = await self._background.end_of_log(self._command)
-        return max(0, offsets[StreamName.STDOUT] - (DEFAULT_TAIL if wish.tail is None else wish.tail))
+        end = offsets[StreamName.STDOUT]
+        tail = DEFAULT_TAIL if wish.tail is None else wish.tail
+        return (max(0, end - tail) if wish.offset is None else wish.offset), end
 
     @property
     def _writes(self) -> bool:
@@ -106,7 +107,7 @@ class _Client:
 
     # -- out ------------------------------------------------------------------------------------------------------
 
-    async def _greet(self, offset: int) -> None:
+    async def _greet(self, offset: int, end: int) -> None:
         record = self._record
         size = record.terminal or TerminalSize()
         await self._say(
@@ -116,6 +117,7 @@ class _Client:
             status=record.status,
             writer=self._writes,
             offset=offset,
+            end=end,
             size={"cols": size.cols, "rows": size.rows},
         )
 
