@@ -161,7 +161,9 @@ def test_gzip_up(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "packed", [b"nonsense", gzip.compress(bytes(MIB))[:-9], gzip.compress(b"x") + b"junk", zlib.compress(b"x")]
+    "packed",
+    [b"nonsense", gzip.compress(bytes(MIB))[:-9], gzip.compress(b"x") + b"junk", zlib.compress(b"x")],
+    ids=["nonsense", "cut short", "with junk", "another format"],
 )
 def test_what_is_not_gzip_changes_nothing(box: Box, packed: bytes) -> None:
     box.shell("echo old > /tmp/file")
