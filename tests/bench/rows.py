@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import density, machine, terminals, watches
+from tests.bench import density, machine, terminals, trees, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import CODE_IMAGE, Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
@@ -153,6 +153,22 @@ def files(systems: Sequence[System], effort: Effort) -> list[Figure]:
             up.note = f"daemon's memory grew by {(density.peak_memory(system.pid) - before) / MIB:.0f} MiB at most"
         _stop_all([instance], [down])
         figures += [up, down]
+    return figures
+
+
+def many_files(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """Five thousand small files into a sandbox and back, as one archive."""
+    figures = []
+    for system in systems:
+        if isinstance(system, Sandboxd):
+            instance, archive = system.start(), trees.archive_of_many()
+            up = Figure(row="5000 files up", system=system.name, unit="ms")
+            down = Figure(row="5000 files down", system=system.name, unit="ms")
+            for _ in range(5):
+                up.attempt(Trial(system=system.name, run=partial(trees.send, instance, archive)))
+                down.attempt(Trial(system=system.name, run=partial(trees.fetch, instance)))
+            _stop_all([instance], [down])
+            figures += [up, down]
     return figures
 
 
@@ -323,6 +339,7 @@ ROWS: dict[str, Row] = {
     "creates": creates,
     "output": output,
     "files": files,
+    "many": many_files,
     "memory": memory,
     "restart": restart,
     "watch": watch,

@@ -114,8 +114,18 @@ class SandboxdInstance(Instance):
             pass
 
     def download(self) -> int:
+        return self._received(f"{self._path}/files?path={quote(UPLOADED)}")
+
+    def upload_archive(self, path: str, data: bytes) -> None:
+        with self._response("PUT", f"{self._path}/archive?path={quote(path)}&user=user", data):
+            pass
+
+    def download_archive(self, path: str) -> int:
+        return self._received(f"{self._path}/archive?path={quote(path)}&user=user")
+
+    def _received(self, target: str) -> int:
         total = 0
-        with self._response("GET", f"{self._path}/files?path={quote(UPLOADED)}", None) as response:
+        with self._response("GET", target, None) as response:
             while chunk := response.read(256 * 1024):
                 total += len(chunk)
         return total
