@@ -258,6 +258,29 @@ def test_the_api_is_not_behind_a_ports_name(served: Served) -> None:
     assert json.loads(reply.data)["target"] == "/v1/sandboxes"
 
 
+# -- when it does not run -----------------------------------------------------------------------------------------
+
+
+def test_a_paused_sandbox_is_a_409_that_says_so(served: Served) -> None:
+    exposed = served.expose()
+    assert served.box.answer("pause", None).status == 200
+    for reply in (visit(served, exposed["host"]), visit(served, "x", f"{served.path}/echo", served.key)):
+        assert reply.status == 409
+        assert json.loads(reply.data)["details"]["state"] == "paused"
+    assert served.box.answer("expose", {"port": 9}).status == 409
+    assert served.box.daemon.call("GET", f"/v1/sandboxes/{served.id}/ports").status == 409
+    assert served.box.answer("resume", None).status == 200
+    assert visit(served, exposed["host"]).status == 200
+
+
+def test_an_exposure_outlives_a_stop_and_a_start(served: Served) -> None:
+    exposed = served.expose()
+    assert served.box.answer("stop", None).status == 200
+    assert visit(served, exposed["host"]).status == 409
+    assert served.box.answer("start", None).status == 200
+    assert json.loads(visit(served, exposed["host"]).data)["kind"] == "port_closed"
+
+
 # -- across a restart ---------------------------------------------------------------------------------------------
 
 

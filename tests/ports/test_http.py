@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,6 +215,25 @@ def test_the_program_learns_where_a_request_came_from(served: Served) -> None:
     assert seen["x-forwarded-proto"] == "http"
     assert seen["x-forwarded-host"] == "{}:{}".format(*served.address)
     assert seen["x-forwarded-prefix"] == served.path
+
+
+def test_http2_on_the_clients_side(served: Served, tmp_path: Path) -> None:
+    body = tmp_path / "body"
+    body.write_bytes(b"x" * (3 * MIB))
+    common = ["curl", "-sS", "-m", "30", "--http2-prior-knowledge", "-H", f"X-API-Key: {served.access.key}"]
+    for arguments, size in (
+        ([], 0),
+        (["--data-binary", f"@{body}"], 3 * MIB),
+        (["-X", "POST", "-H", "Transfer-Encoding: chunked", "-T", str(body)], 3 * MIB),
+        (["-X", "DELETE"], 0),
+    ):
+        url = f"{served.access.url}{served.path}/echo"
+        result = subprocess.run([*common, *arguments, url], capture_output=True, check=True)
+        assert json.loads(result.stdout)["size"] == size
+    result = subprocess.run(
+        [*common, f"{served.access.url}{served.path}/bytes?n={5 * MIB}"], capture_output=True, check=True
+    )
+    assert len(result.stdout) == 5 * MIB
 
 
 def test_many_clients_at_once(served: Served) -> None:
