@@ -123,7 +123,7 @@ class UpstreamPool:
 
         Raises: as `Ports.connect`.
         """
-        entry.require_running()
+        await entry.ready()
         while reuse and (upstream := self._pop(entry, port)) is not None:
             if not upstream.is_stale():
                 return upstream

@@ -1,12 +1,13 @@
 """What is measured: one function per row of the report, each returning the figures of all systems that offer it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import density, machine, terminals, trees, watches
+from tests.bench import density, machine, ports, terminals, trees, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import CODE_IMAGE, Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
@@ -263,6 +264,25 @@ def logs(systems: Sequence[System], effort: Effort) -> list[Figure]:
     return figures
 
 
+def proxied(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """A small and a large answer of a program on a port: through the daemon, and of the same program on this host."""
+    small, large = [], []
+    small_trials, large_trials = [], []
+    with contextlib.ExitStack() as stack:
+        for system in _of_ours(systems):
+            for name, get in (
+                (system.name, stack.enter_context(ports.through(system))),
+                ("directly", stack.enter_context(ports.direct())),
+            ):
+                small.append(Figure(row="port request", system=name, unit="ms"))
+                small_trials.append(Trial(system=name, run=partial(get, 100)))
+                large.append(Figure(row="port download", system=name, unit="MB/s", higher_is_better=True))
+                large_trials.append(Trial(system=name, run=_rate_of(OUTPUT_SIZE, partial(get, OUTPUT_SIZE))))
+        interleave(small, small_trials, seconds=effort.seconds)
+        interleave(large, large_trials, seconds=effort.seconds)
+    return small + large
+
+
 # -- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -345,4 +365,5 @@ ROWS: dict[str, Row] = {
     "watch": watch,
     "pty": pty,
     "logs": logs,
+    "ports": proxied,
 }

@@ -23,7 +23,7 @@ async def execute(call: Call, sandbox: str) -> Executed:
 
 
 async def execute_async(call: Call, sandbox: str) -> TrioResponse:
-    call.service.sandboxes.entry(sandbox).require_running()
+    await call.service.sandboxes.entry(sandbox).ready()
     return sse_response(_stream(call, sandbox))
 
 
