@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test bench soak check clean
 MAKEFLAGS += --no-print-directory
+# Hundreds of daemons start in the tests: let the first one keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 SETUP := packaging/setup/setup
