@@ -2,6 +2,7 @@
 
 import base64
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -371,6 +372,50 @@ def test_chmod_and_chown_of_a_tree_follow_no_link(box: Box) -> None:
     box.shell("mkdir -p /tmp/shut/in && chmod 0 /tmp/shut/in /tmp/shut")
     assert fs(box, "chmod", path="/tmp/shut", mode="0755", recursive=True)["count"] == 2
     assert fs(box, "chmod", path="/tmp/shut", mode="0000", recursive=True)["count"] == 2
+
+
+SWAPPING = """
+import os
+os.chdir("/tmp/t")
+os.symlink("/dev/zero", "zero"); os.mkfifo("fifo"); os.symlink("/tmp/t", "link"); os.mkdir("dir")
+os.symlink("it", "it2")
+while not os.path.exists("/tmp/stop"):
+    for name in ("zero", "fifo", "dir", "link", "it2"):
+        try:
+            os.rename(name, "it"); os.rename("it", name)
+        except OSError:
+            try: os.unlink("it")
+            except OSError: pass
+            if name == "fifo" and not os.path.exists(name): os.mkfifo(name)
+            if name == "zero" and not os.path.islink(name): os.symlink("/dev/zero", name)
+"""
+
+
+@pytest.mark.slow
+def test_whatever_a_name_becomes_meanwhile_the_daemon_neither_waits_nor_fails(box: Box) -> None:
+    """A process makes one name a FIFO, a device, a directory and links in turn, as fast as it can."""
+    box.shell("mkdir /tmp/t")
+    fs(box, "write", path="/tmp/swap.py", content=SWAPPING)
+    swapping = threading.Thread(target=box.shell, args=("python3 /tmp/swap.py",))
+    swapping.start()
+    seen = set()
+    for number in range(10):
+        for operation, more in (
+            ("read", {}),
+            ("write", {"content": "x"}),
+            ("write", {"content": "x", "append": True}),
+            ("copy", {"target": f"/tmp/copy{number}"}),
+            ("chmod", {"mode": "0700", "recursive": True, "user": "root"}),
+            ("list", {}),
+            ("remove", {"recursive": True}),
+        ):
+            answer = box.answer(f"fs/{operation}", {"path": "/tmp/t/it", **more})
+            assert answer.status < 500, answer.data
+            seen.add(answer.json.get("kind", "done"))
+    fs(box, "write", path="/tmp/stop", content="")
+    swapping.join()
+    assert seen & {"not_regular", "is_a_directory", "not_found", "done"}
+    assert box.shell("ls -l /dev/zero")["stdout"].startswith("crw-rw-rw-")
 
 
 def test_only_a_running_sandbox_has_files(box: Box) -> None:
