@@ -33,10 +33,10 @@ from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgro
 from sandboxd.kernel.cgroups import block_device_of
 from sandboxd.service.disk import Disk
 from sandboxd.service.entry import Host
+from sandboxd.service.pool import open_volume
 from sandboxd.service.ports import PortNames
 from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.service import Capabilities, Service, open_service
-from sandboxd.service.volume import PlainVolume
 from sandboxd.store import open_store
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
     own_userns = in_own_userns()
     root_id = rootless.FIRST_ID if own_userns else 0
     backend = BwrapBackend(bwrap=bwrap, profile=profile, max_processes=config.sandbox.max_processes)
-    volume = PlainVolume(config.state_dir, userxattr=own_userns)
+    volume = open_volume(config.state_dir, rootless=own_userns)
     block_device = block_device_of(config.state_dir)
     host = Host(
         backend=backend,

@@ -9,8 +9,11 @@ from typing import Any
 import click
 
 from sandboxd import __version__
+from sandboxd.cli.pool import storage
 from sandboxd.config import Config, in_own_userns, is_root, load_config
 from sandboxd.errors import StartupError
+from sandboxd.kernel.loop import enter_private_mounts
+from sandboxd.service.pool import Pool
 
 _ABSOLUTE = click.Path(path_type=Path)
 
@@ -36,6 +39,8 @@ def serve(config: Path | None, **options: Any) -> None:
         set_up_logging(loaded)
         if not is_root() and not in_own_userns():
             enter_rootless(loaded.state_dir)
+        elif Pool(loaded.state_dir).expected():
+            enter_private_mounts()
         run_daemon(loaded, config, overrides)
     except StartupError as error:
         click.echo(f"sandboxd: {error}", err=True)
@@ -103,6 +108,9 @@ def image(arguments: tuple[str, ...]) -> None:
 
     sys.argv = ["sandboxd image", *arguments]
     sys.exit(image_build.main())
+
+
+main.add_command(storage)
 
 
 if __name__ == "__main__":

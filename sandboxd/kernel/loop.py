@@ -39,7 +39,7 @@ def enter_private_mounts() -> None:
 def loop_device(file: Path) -> Iterator[str]:
     """A loop device over the file: the one there is, or a new one. It goes when nobody has it mounted or open."""
     descriptor = -1
-    for device in _attached(file):
+    for device in attached(file):
         with contextlib.suppress(OSError):
             descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             if _backing_file(device) == file.resolve():
@@ -52,6 +52,13 @@ def loop_device(file: Path) -> Iterator[str]:
         yield device
     finally:
         os.close(descriptor)
+
+
+def attached(file: Path) -> list[str]:
+    """Loop devices over the file."""
+    wanted = file.resolve()
+    names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
+    return [f"/dev/{name}" for name in names if _backing_file(f"/dev/{name}") == wanted]
 
 
 def _attach(file: Path) -> tuple[str, int]:
@@ -103,12 +110,6 @@ def refresh_size(device: str) -> None:
         fcntl.ioctl(descriptor, 0x4C07)  # LOOP_SET_CAPACITY
     finally:
         os.close(descriptor)
-
-
-def _attached(file: Path) -> list[str]:
-    wanted = file.resolve()
-    names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
-    return [f"/dev/{name}" for name in names if _backing_file(f"/dev/{name}") == wanted]
 
 
 def _backing_file(device: str) -> Path | None:

@@ -97,10 +97,10 @@ class XfsVolume(PlainVolume):
     # A moved tree would go on counting for the sandbox that wrote it.
     moves = False
 
-    def __init__(self, root: Path, device: str) -> None:
+    def __init__(self, root: Path, device: str, *, quotas: bool) -> None:
         super().__init__(root, userxattr=False)
         self._device = device
-        self.limits_disk = ""
+        self.limits_disk = "" if quotas else "this kernel has no quotas for XFS; make the pool with --fs btrfs"
 
     def limit(self, tree: Path, size: int) -> None:
         # The tree's own inode number: no other tree has it while this one exists, and a limit is set before a use.
