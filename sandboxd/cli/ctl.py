@@ -38,6 +38,12 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "top": ("sandboxd.cli.usage:top", "Watch what all sandboxes use."),
         "events": ("sandboxd.cli.records:events", "Show what happened, or happens."),
     },
+    "Snapshots": {
+        "snapshot": ("sandboxd.cli.snapshots:snapshot", "Take, list, delete, export … snapshots."),
+        "clone": ("sandboxd.cli.snapshots:clone", "Make sandboxes with the files of another."),
+        "restore": ("sandboxd.cli.snapshots:restore", "Put a sandbox's files back to a snapshot."),
+        "storage": ("sandboxd.cli.snapshots:storage", "Show what is on the disk, and collect garbage."),
+    },
     "Ports": {
         "ports": ("sandboxd.cli.ports:ports", "List what listens in a sandbox, and what is exposed."),
         "expose": ("sandboxd.cli.ports:expose", "Give a port of a sandbox a URL, or take it away."),

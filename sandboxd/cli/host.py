@@ -35,6 +35,8 @@ def info(as_json: bool) -> None:
             ("limits", ", ".join(name for name, possible in able.limits.items() if possible) or "none"),
             ("not possible", ", ".join(name for name, possible in able.limits.items() if not possible)),
             ("because", able.limits_reason),
+            ("storage", able.volume),
+            ("no disk limits", able.disk_reason),
         ]
     )
 

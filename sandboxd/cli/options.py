@@ -38,6 +38,7 @@ workdir_option = click.option("-w", "--workdir", metavar="DIR", help="Working di
 # What a sandbox is made of.
 sandbox_options = _all(
     click.option("--image", metavar="NAME", help="Image; by default the daemon's default image."),
+    click.option("--snapshot", metavar="NAME", help="Snapshot to begin with the files of, in place of an image."),
     click.option("--name", metavar="NAME", help="A name to use in place of the id."),
     environment_option,
     click.option(
@@ -57,14 +58,16 @@ sandbox_options = _all(
     click.option("--pids", type=click.IntRange(min=1), help="Limit of processes."),
     click.option("--read-bps", type=SIZE, metavar="SIZE", help="Limit of disk reads per second, e.g. 20M."),
     click.option("--write-bps", type=SIZE, metavar="SIZE", help="Limit of disk writes per second."),
+    click.option("--disk", type=SIZE, metavar="SIZE", help="Limit of what it may write to its disk, e.g. 2G."),
 )
 
-_LIMITS = {"memory": "memory_bytes", "swap": "swap_bytes"}
+_LIMITS = {"memory": "memory_bytes", "swap": "swap_bytes", "disk": "disk_bytes"}
 
 
 def sandbox_wish(
     *,
     image: str | None,
+    snapshot: str | None,
     name: str | None,
     env: dict[str, str],
     metadata: dict[str, str],
@@ -75,7 +78,14 @@ def sandbox_wish(
 ) -> dict[str, Any]:
     """Arguments for `Client.create` from `sandbox_options`."""
     given = {_LIMITS.get(limit, limit): value for limit, value in limits.items() if value is not None}
-    wish = {"image": image, "name": name, "user": user, "workdir": workdir, "hostname": hostname}
+    wish = {
+        "image": image,
+        "snapshot": snapshot,
+        "name": name,
+        "user": user,
+        "workdir": workdir,
+        "hostname": hostname,
+    }
     return {**wish, "env": env or None, "metadata": metadata or None, "limits": given or None}
 
 

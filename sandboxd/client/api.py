@@ -26,11 +26,14 @@ from sandboxd.client.models import (
 )
 from sandboxd.client.ports import PortMethods
 from sandboxd.client.ptys import PtyMethods
+from sandboxd.client.snapshots import SnapshotMethods
 from sandboxd.client.streams import Messages, Pages
 from sandboxd.client.watches import WatchMethods
 
 
-class Client(CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, WatchMethods, Caller):
+class Client(
+    CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, SnapshotMethods, WatchMethods, Caller
+):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
     Safe to use from several tasks at once. Every method raises ApiError, DaemonUnreachable or ConnectionLost.
@@ -50,6 +53,7 @@ class Client(CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, 
         self,
         *,
         image: str | None = None,
+        snapshot: str | None = None,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -59,9 +63,13 @@ class Client(CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, 
         workdir: str | None = None,
         hostname: str | None = None,
     ) -> Sandbox:
-        """`limits`: memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps. None is the default."""
+        """`limits`: memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps, disk_bytes.
+
+        None is the default.
+        """
         wish = given(
             image=image,
+            snapshot=snapshot,
             name=name,
             env=env,
             metadata=metadata,

@@ -62,6 +62,8 @@ class Capabilities(Model):
     limits: Mapping[str, bool] = field(default_factory=dict)
     """which limits this host can enforce"""
     limits_reason: str | None = None
+    disk_reason: str | None = None
+    volume: str = ""
     features: Json = field(default_factory=dict)
     max_timeout_ms: int | None = None
     max_sandboxes: int | None = None

@@ -62,16 +62,22 @@ def _write(writer: TreeWriter, entry: TarEntry, reader: TarReader) -> None:
 
 def split_path(name: bytes) -> Path:
     """The components of an archive's name. Raises ArchiveError for one that is not plainly inside the tree."""
-    if name.startswith(b"/"):
-        raise ArchiveError(f"cannot unpack {show(name)}: its name is absolute")
-    path = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
-    if b".." in path:
-        raise ArchiveError(f'cannot unpack {show(name)}: its name contains ".."')
+    path = split_layer_path(name)
     if any(part.startswith(_WHITEOUT) for part in path):
         raise ArchiveError(
             f"cannot unpack {show(name)}: it is a whiteout, so this is one layer of a container image; "
             "import the flattened file system instead (docker export, podman export)"
         )
+    return path
+
+
+def split_layer_path(name: bytes) -> Path:
+    """The same for a snapshot of ours, in which no name means anything but itself."""
+    if name.startswith(b"/"):
+        raise ArchiveError(f"cannot unpack {show(name)}: its name is absolute")
+    path = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    if b".." in path:
+        raise ArchiveError(f'cannot unpack {show(name)}: its name contains ".."')
     return path
 
 

@@ -85,6 +85,8 @@ class TarEntry:
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
     sparse: tuple[tuple[int, int], ...] | None = None
     """(offset, length) of each data region; None for a file without holes"""
+    device: tuple[int, int] = (0, 0)
+    """major and minor number"""
 
 
 @dataclass(slots=True)
@@ -226,6 +228,7 @@ class TarReader:
             link=pax.get(b"linkpath", extensions.link or _text(header[157:257])),
             xattrs=_xattrs(pax),
             sparse=self._sparse,
+            device=(_number(header[329:337], "device"), _number(header[337:345], "device")),
         )
 
     # -- sparse files ---------------------------------------------------------------------------------------------

@@ -86,12 +86,15 @@ class TreeWriter:
         self._count()
         self._dropped[what] += 1
 
-    def directory(self, path: Path, metadata: Metadata) -> None:
+    def directory(self, path: Path, metadata: Metadata, *, opaque: bytes | None = None) -> None:
+        """`opaque`: the attribute by which an overlay is told to hide what lies below."""
         self._count()
         _check(path)
         descriptor = self._directory(path, create_last=True)
         try:
             self._describe(descriptor, path, metadata)
+            if opaque is not None:
+                os.setxattr(descriptor, opaque, b"y")
         finally:
             os.close(descriptor)
         # Writing into it will change its time, so that is set at the end.
@@ -147,6 +150,13 @@ class TreeWriter:
         os.mkfifo(name, 0o600, dir_fd=parent)
         self._own(name, parent, metadata)
         os.chmod(name, metadata.mode, dir_fd=parent)
+
+    def whiteout(self, path: Path, metadata: Metadata) -> None:
+        """A name that an overlay hides; the one device that anybody may make."""
+        self._count()
+        parent, name = self._place(path, stat.S_ISCHR)
+        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+        self._own(name, parent, metadata)
 
     def finish(self) -> UnpackSummary:
         """Set the directories' times, which writing into them had changed."""

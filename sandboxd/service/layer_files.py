@@ -36,6 +36,10 @@ class LayerFiles:
         """A name for a tree in the making."""
         return self._directory / f"{_NEW}{secrets.token_hex(8)}"
 
+    def make(self, new: Path) -> None:
+        """An empty tree in the making."""
+        self._volume.make(new)
+
     def copy(self, source: Path, *, check: Callable[[], None]) -> tuple[Path, CloneSummary]:
         """A copy of a tree that is at rest, not yet sealed. On failure nothing is left."""
         new = self.new()

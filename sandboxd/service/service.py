@@ -23,6 +23,7 @@ from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes import Sandboxes
+from sandboxd.service.snapshot_transfer import SnapshotTransfer
 from sandboxd.service.snapshots import Snapshots
 from sandboxd.service.storage_use import StorageUse, measure
 from sandboxd.service.terminals import Terminals
@@ -71,6 +72,7 @@ class Service:
         sandboxes: Sandboxes,
         background: BackgroundCommands,
         snapshots: Snapshots,
+        transfer: SnapshotTransfer,
         events: EventLog,
         keys: Keys,
         images: ImageStore,
@@ -84,6 +86,7 @@ class Service:
         self.background = background
         self.terminals = Terminals(background)
         self.snapshots = snapshots
+        self.transfer = transfer
         self.events = events
         self.keys = keys
         self.images = images
@@ -283,6 +286,7 @@ async def open_service(
                 sandboxes=sandboxes,
                 background=background,
                 snapshots=Snapshots(layers=layers, sandboxes=sandboxes, find_image=images.get),
+                transfer=SnapshotTransfer(layers=layers, find_image=images.get, id_base=host.root_id),
                 events=events,
                 keys=keys,
                 images=images,

@@ -1,6 +1,11 @@
 """Snapshots, clones, restores, and what is on the disk."""
 
 import bisect
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from quart import request
+from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import SandboxdError
 from sandboxd.http.auth import require_all
@@ -15,6 +20,7 @@ from sandboxd.http.native.snapshot_schemas import (
     StorageView,
 )
 from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
 from sandboxd.model import Sandbox, Snapshot
 
 
@@ -52,6 +58,30 @@ async def get(call: Call, snapshot: str) -> SnapshotView:
 
 async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
     return SnapshotDeleted(id=(await call.service.snapshots.delete(snapshot)).id)
+
+
+async def export(call: Call, snapshot: str) -> TrioResponse:
+    call.service.snapshots.layers.snapshot(snapshot)  # an unknown one is a 404, not a body cut short
+    return TrioResponse(_Exported(call, snapshot), content_type="application/x-tar")
+
+
+async def import_file(call: Call) -> SnapshotView:
+    return _view(call, await call.service.transfer.import_file(aiter(request.body), name=call.query.name))
+
+
+class _Exported(ResponseBody):
+    """A snapshot's file as a response body. Owns: the process that writes it."""
+
+    def __init__(self, call: Call, snapshot: str) -> None:
+        self._exported = call.service.transfer.exported(snapshot)
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        return await self._exported.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._exported.__aexit__(exc_type, exc, tb)
 
 
 async def restore(call: Call, sandbox: str) -> SandboxView:

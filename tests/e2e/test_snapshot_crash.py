@@ -1,0 +1,129 @@
+"""A daemon that dies in the middle of snapshots, clones and restores, and what the next one makes of it."""
+
+import contextlib
+import http.client
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from sandboxd.crashpoints import POINTS
+from tests.support import witnesses
+from tests.support.daemon import Daemon
+from tests.support.sandbox import Box
+
+SANDBOXES = "/v1/sandboxes"
+SNAPSHOTS = "/v1/snapshots"
+
+
+@pytest.fixture
+def survivor(own_daemon: Daemon) -> Box:
+    """A sandbox that runs through it all."""
+    own_daemon.start()
+    box = Box(own_daemon, own_daemon.create(name="survivor"))
+    box.shell("echo written > ~/file; setsid sleep 600 > /dev/null 2>&1 &")
+    return box
+
+
+def crash(daemon: Daemon, point: str, method: str, path: str, body: Any = None) -> None:
+    """Have the daemon make the request and die at the point; then start the next one."""
+    assert point in POINTS
+    assert daemon.stop() == 0
+    daemon.environment["SANDBOXD_CRASH_AT"] = point
+    daemon.start()
+    with contextlib.suppress(http.client.HTTPException, OSError):
+        answer = daemon.call(method, path, body)
+        # What is done in the background dies after the answer.
+        assert answer.status < 300, answer.data
+    assert daemon.wait() == -signal.SIGKILL
+    del daemon.environment["SANDBOXD_CRASH_AT"]
+    daemon.start()
+
+
+def assert_true(box: Box) -> None:
+    """Every witness agrees; the sandbox runs, and was not left frozen."""
+    assert witnesses.disagreement(box.daemon) == {}
+    view = box.daemon.view("survivor")
+    assert (view["id"], view["status"]) == (box.id, "running")
+    assert box.shell("cat ~/file")["stdout"] == "written\n"
+    assert box.processes() == ["sleep 600"]
+
+
+def names(daemon: Daemon) -> list[str]:
+    return [each["name"] for each in daemon.snapshots()]
+
+
+@pytest.mark.parametrize("point", ["snapshot:frozen", "layer:copied", "layer:sealed"])
+def test_a_snapshot_that_was_not_confirmed_was_never_taken(survivor: Box, point: str) -> None:
+    crash(survivor.daemon, point, "POST", f"{SANDBOXES}/{survivor.id}/snapshot", {"name": "half"})
+    assert names(survivor.daemon) == []
+    assert_true(survivor)
+
+
+def test_a_snapshot_that_was_confirmed_is_there_though_nobody_was_told(survivor: Box) -> None:
+    daemon = survivor.daemon
+    crash(daemon, "snapshot:confirmed", "POST", f"{SANDBOXES}/{survivor.id}/snapshot", {"name": "whole"})
+    assert names(daemon) == ["whole"]
+    assert daemon.shell(daemon.create(snapshot="whole"), "cat ~/file")["stdout"] == "written\n"
+    assert_true(survivor)
+
+
+@pytest.mark.parametrize("point", ["snapshot:recorded", "layer:moved"])
+def test_a_stopped_sandbox_loses_nothing_when_its_tree_is_moved(survivor: Box, point: str) -> None:
+    daemon = survivor.daemon
+    still = daemon.create(name="still")
+    daemon.shell(still, "echo kept > ~/kept; rm -f /etc/motd", user="root")
+    assert daemon.call("POST", f"{SANDBOXES}/still/stop").status == 200
+    crash(daemon, point, "POST", f"{SANDBOXES}/still/snapshot", {"name": "moved"})
+    assert names(daemon) == ["moved"]
+    assert daemon.call("POST", f"{SANDBOXES}/still/start").status == 200
+    for sandbox in ("still", daemon.create(snapshot="moved")):
+        assert daemon.shell(sandbox, "cat /root/kept", user="root")["stdout"] == "kept\n"
+    assert_true(survivor)
+
+
+@pytest.mark.parametrize("point", ["restore:recorded", "restore:replaced", "restore:confirmed"])
+def test_a_restore_that_was_begun_is_finished(survivor: Box, point: str) -> None:
+    daemon = survivor.daemon
+    changed = daemon.create(name="changed")
+    daemon.shell(changed, "echo old > ~/file")
+    assert daemon.call("POST", f"{SANDBOXES}/changed/snapshot", {"name": "old"}).status == 201
+    daemon.shell(changed, "echo new > ~/file; touch ~/newer")
+    crash(daemon, point, "POST", f"{SANDBOXES}/changed/restore", {"snapshot": "old"})
+    assert daemon.view("changed")["status"] == "stopped"
+    assert daemon.call("POST", f"{SANDBOXES}/changed/start").status == 200
+    assert daemon.shell("changed", "cat ~/file; ls ~")["stdout"].split() == ["old", "file"]
+    assert_true(survivor)
+
+
+def test_clones_of_a_daemon_that_died_are_whole_or_gone(survivor: Box) -> None:
+    daemon = survivor.daemon
+    for point in ("clone:sealed", "create:launched"):
+        crash(daemon, point, "POST", f"{SANDBOXES}/survivor/clone", {"count": 2})
+        for view in daemon.views():
+            assert daemon.shell(view["id"], "cat ~/file")["stdout"] == "written\n"
+        assert_true(survivor)
+
+
+def test_deletions_go_on_where_they_stopped(survivor: Box) -> None:
+    daemon = survivor.daemon
+    for point in ("snapshot:forgotten", "layer:forgotten"):
+        assert daemon.call("POST", f"{SANDBOXES}/survivor/snapshot", {"name": "doomed"}).status == 201
+        crash(daemon, point, "DELETE", f"{SNAPSHOTS}/doomed")
+        assert names(daemon) == []
+        assert_true(survivor)
+    assert os.listdir(daemon.volume / "layers") == []
+
+
+def test_what_a_power_cut_leaves_of_unfinished_layers_is_swept(survivor: Box) -> None:
+    """Files that had no name yet come back empty, in part or not at all; nothing refers to them."""
+    daemon = survivor.daemon
+    crash(daemon, "layer:copied", "POST", f"{SANDBOXES}/{survivor.id}/snapshot", {"name": "half"})
+    daemon.kill()
+    torn = daemon.volume / "layers/.new-0123456789abcdef/upper"
+    torn.mkdir(parents=True)
+    (torn / "empty").touch()
+    (daemon.volume / "layers/l0123456789abcdef0123").mkdir()
+    daemon.start()
+    assert_true(survivor)
