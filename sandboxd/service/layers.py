@@ -187,28 +187,37 @@ class Layers:
         """
         self._layers = {each.id: each for each in await self._store.layers()}
         self._snapshots = {each.id: each for each in await self._store.snapshots()}
+        records = list(records)
         for layer in self.layers():
-            if layer.moving is not None:
-                await self.finish_move(layer)
+            for sandbox in records:
+                if layer.moving == sandbox.id:
+                    await self.finish_move(layer, sandbox)
         finished = [await self._finish_restore(each) for each in records]
         for stray in self.files.names() - set(self._layers):
             log.warning("sweeping layer %s, which has no record", stray)
             self.files.discard(stray)
         return finished
 
-    async def finish_move(self, layer: Layer) -> Layer:
-        assert layer.moving is not None
-        await trio.to_thread.run_sync(self.files.move, layer.moving, layer.id)
+    async def finish_move(self, layer: Layer, sandbox: Sandbox) -> Layer:
+        """Make what the sandbox has written the layer's tree, and let it begin anew over that."""
+        await trio.to_thread.run_sync(self.files.move, sandbox.id, layer.id)
         crash_point("layer:moved")
+        await self.begin_anew(sandbox)
         moved = replace(layer, moving=None)
         await self.record(layers=[moved])
         return moved
 
+    async def begin_anew(self, sandbox: Sandbox) -> None:
+        """What it wrote is thrown away, and it writes over its layer from now on."""
+        tree = None if sandbox.layer is None else self.files.tree(sandbox.layer)
+        limit = sandbox.spec.limits.disk
+        await trio.to_thread.run_sync(lambda: self._disk.replace_tree(sandbox.id, limit=limit, layer=tree))
+        self.on_discarded()
+
     async def _finish_restore(self, sandbox: Sandbox) -> Sandbox:
         if not sandbox.discarding:
             return sandbox
-        tree = None if sandbox.layer is None else self.files.tree(sandbox.layer)
-        self._disk.replace_tree(sandbox.id, limit=sandbox.spec.limits.disk, layer=tree)
+        await self.begin_anew(sandbox)
         finished = replace(sandbox, discarding=False)
         await self.record(sandboxes=[finished])
         return finished

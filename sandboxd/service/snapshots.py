@@ -118,16 +118,8 @@ class Snapshots:
             entry.sandbox = standing
         crash_point("snapshot:recorded")
         with trio.CancelScope(shield=True):  # one rename and a sync; half of it would be nobody's
-            moved = await self.layers.finish_move(layer)
-            await self._begin_anew(standing)
+            moved = await self.layers.finish_move(layer, standing)
         return replace(sealed, layer=moved)
-
-    async def _begin_anew(self, sandbox: Sandbox) -> None:
-        """What it wrote is thrown away, and it writes over its layer from now on."""
-        tree = None if sandbox.layer is None else self.layers.files.tree(sandbox.layer)
-        disk, limit = self._sandboxes.disk, sandbox.spec.limits.disk
-        await trio.to_thread.run_sync(lambda: disk.replace_tree(sandbox.id, limit=limit, layer=tree))
-        self.layers.on_discarded()
 
     async def _copy(self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None) -> Sealed:
         files = self.layers.files
@@ -219,7 +211,7 @@ class Snapshots:
                 await self.layers.record(sandboxes=[goal])
                 entry.sandbox = goal
             crash_point("restore:recorded")
-            await self._begin_anew(goal)
+            await self.layers.begin_anew(goal)
             crash_point("restore:replaced")
             async with entry.recording:
                 done = replace(entry.sandbox, discarding=False)
