@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sandboxd import __version__
-from sandboxd.cli.pool import storage
+from sandboxd.cli.daemon_storage import storage
 from sandboxd.config import Config, in_own_userns, is_root, load_config
 from sandboxd.errors import StartupError
 from sandboxd.kernel.loop import enter_private_mounts
