@@ -32,7 +32,7 @@ from sandboxd.kernel.treewriter import UnpackSummary
 from sandboxd.model import Image
 from sandboxd.service.apt_sources import acquire_options, distribution_sources, read_sources, render_deb822
 from sandboxd.service.host_image import host_config, write_host_root
-from sandboxd.service.image_files import Staging
+from sandboxd.service.image_files import Staging, sole_builder
 from sandboxd.service.images import ImageStore, Origin
 from sandboxd.service.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, recipe_key
 
@@ -100,9 +100,6 @@ def _build_debian(
     sources = distribution_sources(read_sources(), distribution=distribution, codename=suite)
     published = render_deb822(sources, passwords=False)
     key = recipe_key(directories, suite, platform.machine(), published)
-    if not rebuild and (built := store.find_built(key)) is not None:
-        progress(f"{name}: unchanged, already built")
-        return built if name in built.names else store.tag(built.digest, name)
 
     def fill(staging: Staging) -> UnpackSummary:
         with tempfile.TemporaryDirectory(prefix="build-", dir=staging.path) as scratch:
@@ -119,8 +116,15 @@ def _build_debian(
                 _drain(archive)
         return summary
 
-    origin = Origin(source=f"recipe {directories[-1].name} ({distribution} {suite})", recipe=key)
-    return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
+    def wait() -> None:
+        progress(f"{name}: waiting for another build of the same")
+
+    with sole_builder(store.directory, key, wait):
+        if not rebuild and (built := store.find_built(key)) is not None:
+            progress(f"{name}: unchanged, already built")
+            return built if name in built.names else store.tag(built.digest, name)
+        origin = Origin(source=f"recipe {directories[-1].name} ({distribution} {suite})", recipe=key)
+        return store.create(fill, name, config=recipe.config.to_image_config(), origin=origin)
 
 
 def _release(recipe: DebianRecipe) -> tuple[str, str]:

@@ -297,6 +297,32 @@ def test_a_killed_bridge_says_so_and_comes_back(box: Coder) -> None:
         box.shell("pkill -9 -f 'code-bridge --user'", user="root")
         assert running.result()["error"]["name"] == "KernelDied"
     assert box.error("x")["name"] == "NameError"
+    kernels = [line for line in box.processes() if "code-bridge" in line]
+    assert len(kernels) <= 4  # the bridge, what kernels are forked from, the one in use, and one kept ready
+
+
+def test_a_killed_zygote_says_so_and_comes_back(box: Coder) -> None:
+    box.run("1")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(box.run, FOREVER)
+        wait_until(box.is_busy)
+        zygote = box.shell("pgrep -u root -f zygote.py", user="root")["stdout"].strip()
+        box.shell(f"kill -9 {zygote}", user="root")
+        assert running.result()["error"]["name"] == "KernelDied"
+    assert box.text("1") == "1"
+
+
+def test_a_forked_kernel_is_a_process_like_any_other(daemon: Daemon) -> None:
+    box = Coder(daemon, daemon.create(image=IMAGE, env={"PYTHONPATH": "/tmp/own"}))
+    box.shell("mkdir -p /tmp/own $(python3 -m site --user-site); echo A=1 > /tmp/own/mine.py")
+    box.shell("echo B=2 > $(python3 -m site --user-site)/theirs.py")
+    context = box.new_context()
+    assert box.text("import mine, theirs\nmine.A + theirs.B", context_id=context) == "3"
+    assert box.text("open('/proc/self/environ').read().count('HOME=/home/user')", context_id=context) == "1"
+    spawned = "import multiprocessing, os\nwith multiprocessing.Pool(2) as pool: r = pool.map(abs, [-1, -2])\nr"
+    assert box.text(spawned, context_id=context) == "[1, 2]"
+    draws = {box.text("import random\nrandom.random()", context_id=box.new_context()) for _ in range(3)}
+    assert len(draws) == 3
 
 
 def test_a_bridge_that_stands_still_does_not_hold_a_timed_run_for_ever(box: Coder) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_both_recipes_are_set_up(store: ImageStore, recipes: Path) -> None:
     write_recipe(recipes, "more", MORE.replace('["more"]', "[]"), 'echo two >>"$1/order"')
     image = build_image(store, "more", progress=silent)
     assert (image.rootfs / "order").read_text() == "one\ntwo\n"
+
+
+def test_who_builds_the_same_at_the_same_time_waits_for_it(store: ImageStore, recipes: Path) -> None:
+    write_recipe(recipes, "small", SMALL, 'echo >>"$(dirname "$0")/../built"')
+    with ThreadPoolExecutor() as pool:
+        building = [pool.submit(build_image, store, name, recipe="small", progress=silent) for name in ("one", "two")]
+        assert len({build.result().digest for build in building}) == 1
+    assert (recipes / "built").read_text() == "\n"
+    assert store.get("one").digest == store.get("two").digest
+    assert list(store.directory.glob(".building-*")) == []
 
 
 def test_every_file_and_fact_of_a_recipe_counts(recipes: Path) -> None:

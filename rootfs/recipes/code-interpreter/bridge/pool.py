@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 
 import zmq.asyncio
-from forking import Account, Forker
+from forking import Account, Forker, KernelFailed
 from kernels import Kernel
 
 
@@ -29,12 +29,17 @@ class KernelPool:
     async def take(self) -> Kernel:
         """A kernel of the caller's own. Raises: KernelFailed. Cancelled: it stays for the next."""
         while True:
-            task = self._started.pop(0) if self._started else self._start()
+            ahead = bool(self._started)
+            task = self._started.pop(0) if ahead else self._start()
             try:
                 kernel = await asyncio.shield(task)
             except asyncio.CancelledError:
                 self._started.insert(0, task)
                 raise
+            except KernelFailed:
+                if not ahead:  # what went wrong earlier may not go wrong again
+                    raise
+                continue
             if kernel.alive:
                 return kernel
 
