@@ -176,6 +176,21 @@ def test_the_base_image_is_fit_for_sandboxes(image_dir: Path) -> None:
     assert not (image.rootfs / "etc/apt/apt.conf.d/99mmdebstrap").exists()
 
 
+# -- the image that runs code -------------------------------------------------------------------------------------
+
+
+def test_the_code_image_has_what_it_promises(image_dir: Path) -> None:
+    image = ImageStore(image_dir).get("code-interpreter")
+    assert (image.user, image.workdir, image.env["LANG"]) == ("user", "/home/user", "C.UTF-8")
+    for program in (image.rootfs / "usr/lib/sandboxd/code-bridge").rglob("*"):
+        facts = program.stat()
+        assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o022) == (0, 0, 0)
+    setuid = [path for path in image.rootfs.rglob("*") if path.is_file() and path.lstat().st_mode & 0o6000]
+    assert setuid == []
+    fonts = image.rootfs / "home/user/.cache/matplotlib"
+    assert [path.stat().st_uid for path in (fonts, *fonts.iterdir())] == [1000, 1000]
+
+
 # -- building -----------------------------------------------------------------------------------------------------
 
 
