@@ -69,9 +69,9 @@ _T = TypeVar("_T")
 class CodeRun:
     """A run under way. Made by `Code.run` only."""
 
-    def __init__(self, entry: Entry, stream: trio.SocketStream, spec: CodeSpec, limits: CodeLimits) -> None:
+    def __init__(self, entry: Entry, answer: "_Answer", spec: CodeSpec, limits: CodeLimits) -> None:
         self._entry = entry
-        self._stream = stream
+        self._answer = answer
         self._spec = spec
         self._decoder = RunDecoder(limits)
         self._events: list[RunEvent] = []
@@ -93,7 +93,7 @@ class CodeRun:
         try:
             # However late our own reader is: what has come already is heard.
             with trio.fail_at(max(self._deadline, trio.current_time() + ANSWER_LIMIT)):
-                data = await self._stream.receive_some(_RECEIVE_SIZE)
+                data = await self._answer.receive()
             if data:
                 return self._decoder.feed(data)
             raise BridgeError("it ended")
@@ -145,8 +145,8 @@ class Code:
 
         Raises: Conflict, Unprocessable (an image without the bridge), SandboxLost.
         """
-        async with self._request(entry, encode_run(spec, self._limits)) as stream:
-            yield CodeRun(entry, stream, spec, self._limits)
+        async with self._request(entry, encode_run(spec, self._limits)) as answer:
+            yield CodeRun(entry, answer, spec, self._limits)
 
     async def run_to_end(self, entry: Entry, spec: CodeSpec) -> Execution:
         """Raises: as `run` and CodeRun.receive."""
@@ -195,8 +195,8 @@ class Code:
     async def _ask(self, entry: Entry, request: bytes, decode: Callable[[bytes], _T]) -> _T:
         try:
             with trio.fail_after(ANSWER_LIMIT):
-                async with self._request(entry, request) as stream:
-                    return decode(await _line(stream))
+                async with self._request(entry, request) as answer:
+                    return decode(await _line(answer))
         except (BridgeError, trio.BrokenResourceError, trio.TooSlowError) as error:
             _still_there(entry)
             raise Unprocessable(
@@ -221,16 +221,24 @@ class Code:
         return self._config.ready_kernels if memory is None or memory >= MEMORY_FOR_SPARES else 0
 
     @contextlib.asynccontextmanager
-    async def _request(self, entry: Entry, request: bytes) -> AsyncIterator[trio.SocketStream]:
-        """A connection with the request sent."""
+    async def _request(self, entry: Entry, request: bytes) -> AsyncIterator["_Answer"]:
+        """Send a request; the block gets the answer, once it begins."""
+        async with contextlib.AsyncExitStack() as stack:
+            answer = await self._try(stack, entry, request)
+            if not answer.first:
+                # A bridge that was killed takes connections until its last moment, but no requests: the next will.
+                _still_there(entry)
+                answer = await self._try(stack, entry, request)
+            yield answer
+
+    async def _try(self, stack: contextlib.AsyncExitStack, entry: Entry, request: bytes) -> "_Answer":
         stream = await self._connect(entry)
-        try:
-            with contextlib.suppress(trio.BrokenResourceError):  # told by whoever receives
-                await stream.send_all(request)
-            with entry.in_use():
-                yield stream
-        finally:
-            await trio.aclose_forcefully(stream)
+        stack.push_async_callback(trio.aclose_forcefully, stream)
+        stack.enter_context(entry.in_use())
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(request)
+            return _Answer(stream, await stream.receive_some(_RECEIVE_SIZE))
+        return _Answer(stream, b"")
 
     async def _connect(self, entry: Entry) -> trio.SocketStream:
         """To the bridge, started if need be. Raises: Conflict, Unprocessable, SandboxLost."""
@@ -270,6 +278,23 @@ class Code:
             label=LABEL,
             ring_size=RING_SIZE,
         )
+
+
+class _Answer:
+    """What the bridge sends back."""
+
+    def __init__(self, stream: trio.SocketStream, first: bytes | bytearray) -> None:
+        self.first = first
+        """what came first; empty if nothing did, and nothing will"""
+        self._stream = stream
+        self._first_is_due = True
+
+    async def receive(self) -> bytes | bytearray:
+        """What comes next; empty at the end. Raises: trio.BrokenResourceError."""
+        if self._first_is_due:
+            self._first_is_due = False
+            return self.first
+        return await self._stream.receive_some(_RECEIVE_SIZE) if self.first else b""
 
 
 async def _reach(init: InitClient) -> trio.SocketStream | None:
@@ -325,9 +350,9 @@ def _failing_after(seconds: float, entry: Entry) -> Iterator[None]:
         )
 
 
-async def _line(stream: trio.SocketStream) -> bytes:
+async def _line(answer: _Answer) -> bytes:
     splitter = LineSplitter(_MAX_ANSWER)
-    while data := await stream.receive_some(_RECEIVE_SIZE):
+    while data := await answer.receive():
         if lines := splitter.feed(data):
             return lines[0]
     raise BridgeError("it ended")
