@@ -129,10 +129,11 @@ def ungrouped() -> Iterator[None]:
         matching, rest = group.split(SandboxdError)
         if rest is not None or matching is None:
             raise
-        raise _first_leaf(matching) from group
+        raise first_leaf(matching) from group
 
 
-def _first_leaf(error: Exception) -> Exception:
+def first_leaf(error: Exception) -> Exception:
+    """The first of the errors in a group of groups."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -168,14 +168,14 @@ class Store:
         return await self._transaction(read)
 
     async def forget(self, sandbox: str, events: Sequence[NewEvent] = ()) -> list[Event]:
-        """Remove a sandbox's row and what hangs on it, and record what happened."""
+        """Remove a sandbox's row and what hangs on it, and record what happened; nothing if there is no such row."""
 
         def write(db: sqlite3.Connection) -> list[Event]:
-            db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+            removed = db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,)).rowcount
             db.execute("DELETE FROM commands WHERE sandbox = ?", (sandbox,))
             db.execute("DELETE FROM watches WHERE sandbox = ?", (sandbox,))
             db.execute("DELETE FROM exposures WHERE sandbox = ?", (sandbox,))
-            return _add_events(db, events)
+            return _add_events(db, events) if removed else []
 
         return await self._transaction(write)
 

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import signal
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,16 @@ class RunningMachine:
     def ended(self) -> bool:
         return not _alive(self.init_pidfd)
 
-    async def destroy(self) -> None:
-        """Kill everything and return when no process is left; the cgroup stays. Raises: SandboxLost if it cannot."""
+    def kill(self) -> None:
+        """Kill everything. It dies on its own time; destroy() waits for it."""
         if self.cgroup is not None:
             self.cgroup.kill()
-        _kill(self.init_pidfd)
+        if self.init_pidfd >= 0:
+            _kill(self.init_pidfd)
+
+    async def destroy(self) -> None:
+        """Kill everything and return when no process is left; the cgroup stays. Raises: SandboxLost if it cannot."""
+        self.kill()
         with trio.move_on_after(KILL_LIMIT) as limit:
             await _wait_dead(self.init_pidfd)
             if self.monitor_pidfd is not None:
@@ -70,15 +76,21 @@ class RunningMachine:
         self.init_pidfd, self.monitor_pidfd = -1, None
 
 
+Meanwhile = Callable[[RunningMachine], Awaitable[None]]
+
+
 class Backend(Protocol):
     """A way to isolate. Methods raise LaunchFailed when the host is at fault and RequestError when the plan is."""
 
     name: str
 
-    async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
+    async def launch(
+        self, plan: LaunchPlan, *, cgroup: Cgroup | None, meanwhile: Meanwhile | None = None
+    ) -> RunningMachine:
         """Start the plan; returns when sandbox-init answers. On any failure or cancellation nothing is left.
 
-        Quick if its slot was prepared, with the same cgroup.
+        Quick if its slot was prepared, with the same cgroup. The machine is complete, and only its answer is waited
+        for, while `meanwhile` is done; a failure of that is one of the launch.
         """
 
     def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:

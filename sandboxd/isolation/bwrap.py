@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import Self
 import trio
 
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import LaunchFailed
+from sandboxd.errors import LaunchFailed, first_leaf
 from sandboxd.isolation import seccomp
-from sandboxd.isolation.backend import KILL_LIMIT, RunningMachine, attach_by_pid, remove_cgroup
+from sandboxd.isolation.backend import KILL_LIMIT, Meanwhile, RunningMachine, attach_by_pid, remove_cgroup
 from sandboxd.isolation.bwrap_render import assemble_request, start_request
 from sandboxd.isolation.init_client import InitGone
 from sandboxd.isolation.launcher import Launcher
@@ -146,7 +147,9 @@ class BwrapBackend:
 
     # -- on demand ------------------------------------------------------------------------------------------------
 
-    async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
+    async def launch(
+        self, plan: LaunchPlan, *, cgroup: Cgroup | None, meanwhile: Meanwhile | None = None
+    ) -> RunningMachine:
         sandbox = plan.slot.sandbox
         request = assemble_request(plan, max_processes=self._max_processes)
         if not self.is_prepared(sandbox):
@@ -155,17 +158,31 @@ class BwrapBackend:
         with self._waiting.pop(sandbox) as waiting:
             running = waiting.running
             try:
-                with trio.fail_after(READY_LIMIT):
-                    await self._launcher.assemble(request, machine=running.init_pidfd)
-                    crash_point("create:assembled")
-                    waiting.gate.open()
-                    await running.init.hello()
+                await self._launcher.assemble(request, machine=running.init_pidfd, gate=waiting.gate)
+                crash_point("create:assembled")
+                async with _beside(meanwhile, running):
+                    with trio.fail_after(READY_LIMIT):
+                        await running.init.hello()
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await running.destroy()
                     await _remove(cgroup)
                 raise await _explained(sandbox, waiting.request, waiting.error, failure) from failure
             return running
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Meanwhile | None, running: RunningMachine) -> AsyncIterator[None]:
+    """Do that work beside the block; the failure of either is raised as it is."""
+    if work is None:
+        yield
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work, running)
+            yield
+    except ExceptionGroup as group:
+        raise first_leaf(group) from group
 
 
 async def _child_pid(info: Pipe) -> int:

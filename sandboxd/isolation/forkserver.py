@@ -6,7 +6,8 @@ sandboxd.kernel and assembly.py only. It does two things:
 
     start       a child in a mount namespace of its own makes a stage and a /dev, enters the sandbox's user
                 namespace, and execs bwrap, which does all that does not depend on the image and then waits
-    assemble    this process itself enters the waiting bwrap's namespaces and puts the root there; no fork, no exec
+    assemble    this process itself enters the waiting bwrap's namespaces and puts the root there, without a fork or
+                exec; that the descriptor of the bwrap's gate is closed with the request lets the bwrap go on
 
 It talks over one SOCK_SEQPACKET socket: a JSON request with descriptors (SCM_RIGHTS), a JSON reply. It ends when
 the daemon closes the socket. The sandboxes do not end with it: they are reparented, and found again by pid.

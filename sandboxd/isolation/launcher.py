@@ -5,17 +5,22 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from sandboxd.errors import LaunchFailed
+from sandboxd.isolation.pipes import Gate
 from sandboxd.isolation.plan import AssembleRequest, StartRequest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_REPLY = 64 * 1024
+
+
+def _nothing() -> None:
+    pass
 
 
 class Launcher:
@@ -36,16 +41,23 @@ class Launcher:
         reply = await self._call("start", request.to_wire(), ordered)
         return int(reply["pid"])
 
-    async def assemble(self, request: AssembleRequest, *, machine: int) -> None:
-        """Put the root together in the namespaces of the process of the pidfd `machine`."""
-        await self._call("assemble", request.to_wire(), {"machine": machine})
+    async def assemble(self, request: AssembleRequest, *, machine: int, gate: Gate) -> None:
+        """Put the root together where the process of the pidfd `machine` waits, and open its gate, come what may.
 
-    async def _call(self, op: str, plan: dict[str, Any], descriptors: Mapping[str, int]) -> dict[str, Any]:
+        The gate is given away: the fork server opens it, so that the daemon has no part in the sandbox's going on.
+        """
+        await self._call(
+            "assemble", request.to_wire(), {"machine": machine, "gate": gate.write_end}, when_sent=gate.open
+        )
+
+    async def _call(
+        self, op: str, plan: dict[str, Any], descriptors: Mapping[str, int], when_sent: Callable[[], None] = _nothing
+    ) -> dict[str, Any]:
         request = {"op": op, "plan": plan, "descriptors": tuple(descriptors)}
         async with self._lock:
             with trio.CancelScope(shield=True):
                 try:
-                    reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()))
+                    reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()), when_sent)
                 except OSError as error:
                     self.close()
                     raise LaunchFailed(f"cannot reach the fork server: {error}") from error
@@ -57,10 +69,11 @@ class Launcher:
             raise LaunchFailed(f"cannot start the sandbox: {answer['error']}", errno=answer.get("errno"))
         return answer
 
-    async def _exchange(self, message: bytes, descriptors: list[int]) -> bytes:
+    async def _exchange(self, message: bytes, descriptors: list[int], when_sent: Callable[[], None]) -> bytes:
         control = self._control or self._start()
         ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
         await control.sendmsg([message], [ancillary])
+        when_sent()
         return await control.recv(_MAX_REPLY)
 
     def _start(self) -> trio.socket.SocketType:

@@ -47,22 +47,22 @@ class Pipe:
 
 
 class Gate:
-    """A pipe at which a child waits: it reads to the end, and there is no end until open() or our own death.
+    """A pipe at which a child waits: it reads to the end, and there is no end while `write_end` is open anywhere.
 
-    The pipe is full from the start, so that there is room in it once the child has begun to read: it has come to the
-    gate. Owns both ends until close().
+    Our own death opens it too. The pipe is full from the start, so that there is room in it once the child has begun
+    to read: it has come to the gate. Owns both ends until close().
     """
 
     def __init__(self) -> None:
-        self.read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
-        fcntl.fcntl(self._write_end, fcntl.F_SETPIPE_SZ, _PAGE)
-        os.write(self._write_end, bytes(_PAGE))
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, _PAGE)
+        os.write(self.write_end, bytes(_PAGE))
 
     async def wait_reached(self) -> None:
         """Raises: BrokenPipeError if the child ends before it has come here."""
-        await trio.lowlevel.wait_writable(self._write_end)
+        await trio.lowlevel.wait_writable(self.write_end)
         poll = select.poll()
-        poll.register(self._write_end, select.POLLOUT)
+        poll.register(self.write_end, select.POLLOUT)
         if any(events & select.POLLERR for _, events in poll.poll(0)):
             raise BrokenPipeError("bwrap ended before it had made the sandbox")
 
@@ -72,11 +72,11 @@ class Gate:
             self.read_end = -1
 
     def open(self) -> None:
-        """Let the child go on."""
-        if self._write_end >= 0:
-            trio.lowlevel.notify_closing(self._write_end)
-            os.close(self._write_end)
-            self._write_end = -1
+        """Let the child go on, as far as this process is concerned."""
+        if self.write_end >= 0:
+            trio.lowlevel.notify_closing(self.write_end)
+            os.close(self.write_end)
+            self.write_end = -1
 
     def close(self) -> None:
         self.close_read_end()

@@ -139,6 +139,22 @@ def _empty(directory: int) -> None:
             os.rmdir(name, dir_fd=directory)
 
 
+class JsonFiles:
+    """JSON files read again only when they have changed: others may share the directory. Not to be modified."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], Any]] = {}
+
+    def read(self, path: Path) -> Any:
+        """Raises: OSError, ValueError."""
+        found = os.stat(path)
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._known.get(path)
+        if known is None or known[0] != stamp:
+            known = self._known[path] = (stamp, json.loads(path.read_bytes()))
+        return known[1]
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace the file as a whole; after a crash it holds the old value or the new one."""
     temporary = path.with_name(f".{path.name}.new")

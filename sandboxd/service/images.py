@@ -95,6 +95,7 @@ class ImageStore:
         self.directory = directory
         self.id_base = id_base
         self._limits = limits or UnpackLimits()
+        self._json = image_files.JsonFiles()
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         image_files.sweep(directory)
@@ -128,7 +129,7 @@ class ImageStore:
 
     def _facts(self, digest: str) -> dict[str, Any]:
         try:
-            facts = json.loads((self.directory / digest / "image.json").read_bytes())
+            facts = self._json.read(self.directory / digest / "image.json")
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) and facts.get("format") == _FORMAT else {}
@@ -289,7 +290,7 @@ class ImageStore:
 
     def _names(self) -> dict[str, str]:
         try:
-            names = json.loads((self.directory / "names.json").read_bytes())
+            names = self._json.read(self.directory / "names.json")
         except FileNotFoundError:
             return {}
         return {str(name): str(digest) for name, digest in names.items()}

@@ -7,7 +7,7 @@ import trio
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Unprocessable
-from sandboxd.isolation.backend import RunningMachine, remove_cgroup
+from sandboxd.isolation.backend import Meanwhile, RunningMachine, remove_cgroup
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.kernel.overlay import UPPER
@@ -21,13 +21,16 @@ class Machines:
         self._host = host
         self._layers = layers
 
-    async def launch(self, slot: Slot, sandbox: Sandbox, image: Image) -> RunningMachine:
-        """Give a slot the sandbox's root and limits. On failure nothing is left but its files.
+    async def launch(
+        self, slot: Slot, sandbox: Sandbox, image: Image, meanwhile: Meanwhile | None = None
+    ) -> RunningMachine:
+        """Give a slot the sandbox's root and limits. On failure nothing is left but its files; see Backend.launch.
 
         Raises: Unprocessable (a limit the kernel refuses), LaunchFailed.
         """
         plan = self._plan(slot, sandbox, image)
-        return await self._host.backend.launch(plan, cgroup=self._limited_cgroup(sandbox))
+        cgroup = self._limited_cgroup(sandbox)
+        return await self._host.backend.launch(plan, cgroup=cgroup, meanwhile=meanwhile)
 
     async def launch_again(self, sandbox: Sandbox, image: Image) -> RunningMachine:
         """As launch, for a sandbox that has had a machine before; its slot is made now."""
@@ -42,6 +45,11 @@ class Machines:
             init=self._host.init,
         )
         return await self.launch(slot, sandbox, image)
+
+    def kill(self, entry: Entry) -> None:
+        """Begin what end() waits for."""
+        if entry.running is not None:
+            entry.running.kill()
 
     async def end(self, entry: Entry) -> None:
         """No process of the sandbox is left after this; its cgroup may be, empty. Raises: SandboxLost."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Set as AbstractSet
 
+from sandboxd.crashpoints import crash_point
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.freezer import freeze, is_frozen, thaw
 from sandboxd.model import Sandbox, SandboxState
@@ -56,5 +57,8 @@ async def sweep(host: Host, known: AbstractSet[str]) -> None:
         if host.cgroups is not None:
             await end_cgroup(host.cgroups.sandbox(stray))
     await host.backend.sweep(strays)
+    if strays:
+        crash_point("sweep:killed")
     for stray in strays:
         host.disk.discard(stray)
+        crash_point("sweep:discarded")

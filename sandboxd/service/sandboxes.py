@@ -148,28 +148,28 @@ class Sandboxes:
         """Undo a creation. What cannot be undone now is tried again, by a task that has the time."""
         try:
             with trio.CancelScope(shield=True):
-                await self._discard(entry, events=[])
+                # Nobody has heard of it, unless it was recorded already.
+                await self._discard(entry, [new_event(EventKind.DELETED, entry.sandbox.id)])
         except (SandboxdError, OSError) as failure:
             log.error("creating sandbox %s cannot be undone yet: %s", entry.sandbox.id, failure)
             entry.ask_to_delete()
             self._nursery.start_soon(self._delete, entry)
 
     async def _launch(self, entry: Entry, slot: Slot, image: Image) -> None:
-        """Make the slot a running sandbox; only then is there a record of it."""
+        """Make the slot a running sandbox. It is recorded once all of it is there, beside the wait for its answer."""
         sandbox = entry.sandbox
         layer_tree = None if sandbox.layer is None else self.layers.files.tree(sandbox.layer)
         self.disk.stand_on(sandbox.id, limit=sandbox.spec.limits.disk, layer=layer_tree)
         crash_point("create:taken")
-        entry.running = await self._machines.launch(slot, sandbox, image)
+        entry.running = await self._machines.launch(slot, sandbox, image, partial(self._confirm, entry))
         crash_point("create:launched")
-        created = new_event(EventKind.CREATED, sandbox.id, image=sandbox.spec.image_name, name=sandbox.spec.name)
-        started = new_event(EventKind.STARTED, sandbox.id)
+
+    async def _confirm(self, entry: Entry, running: RunningMachine) -> None:
+        spec, sandbox = entry.sandbox.spec, entry.sandbox.id
+        created = new_event(EventKind.CREATED, sandbox, image=spec.image_name, name=spec.name)
+        started = new_event(EventKind.STARTED, sandbox)
         await self._journal.move(
-            entry,
-            SandboxState.RUNNING,
-            [created, started],
-            started_at=started.at,
-            machine=entry.running.machine,
+            entry, SandboxState.RUNNING, [created, started], started_at=started.at, machine=running.machine
         )
         crash_point("create:confirmed")
 
@@ -258,40 +258,45 @@ class Sandboxes:
 
     async def _delete_once(self, entry: Entry) -> None:
         sandbox = entry.sandbox
-        if sandbox.state is not SandboxState.DELETING:
-            await self._note_deletion(entry)
-        crash_point("delete:recorded")
+        entry.sandbox = replace(sandbox, state=SandboxState.DELETING)
         events = [] if entry.expiry is None else [expiry_event(entry, entry.expiry)]
         await self._discard(entry, [*events, new_event(EventKind.DELETED, sandbox.id)])
 
-    async def _note_deletion(self, entry: Entry) -> None:
-        try:
-            await self._journal.move(entry, SandboxState.DELETING)
-        except Unavailable as failure:
-            # The disk may be full of this very sandbox. Killed before it has told anybody, the daemon will find a
-            # sandbox that has exited.
-            log.warning("deleting sandbox %s without a note of it: %s", entry.sandbox.id, failure)
-
     async def _discard(self, entry: Entry, events: list[NewEvent]) -> None:
-        """Undo everything a sandbox is, in whatever state of being made it is, the record last."""
+        """Undo everything a sandbox is, in whatever state of being made it is.
+
+        The record goes while the processes die: what is left without one, a later start sweeps. Who waits is told as
+        soon as both are gone.
+        """
         sandbox = entry.sandbox
+        self._machines.kill(entry)
+        await self._forget(entry, events)
+        crash_point("delete:forgotten")
         await self._machines.end(entry)
         crash_point("delete:killed")
-        self._host.disk.discard(sandbox.id)
-        self.note_discarded()
-        crash_point("delete:discarded")
-        await self._forget(sandbox.id, events)
-        crash_point("delete:forgotten")
-        self._host.ranges.give_back(sandbox.range_start)
         self._entries.pop(sandbox.id, None)
         self.layers.note_change()
         entry.settle()
+        await self._discard_files(sandbox.id)
+        self._host.ranges.give_back(sandbox.range_start)
 
-    async def _forget(self, sandbox: str, events: list[NewEvent]) -> None:
+    async def _discard_files(self, sandbox: str) -> None:
+        try:
+            # In a thread, so that who waits for the deletion goes first.
+            await trio.to_thread.run_sync(self._host.disk.discard, sandbox)
+        except OSError as error:
+            log.error("the files of sandbox %s stay until the next start: %s", sandbox, error)
+        crash_point("delete:discarded")
+        self.note_discarded()
+
+    async def _forget(self, entry: Entry, events: list[NewEvent]) -> None:
+        sandbox = entry.sandbox.id
         try:
             await self._journal.forget(sandbox, events)
         except Unavailable:
-            # Its files are out of the way, but still there; without them there may be room for the record.
+            # The disk may be full of this very sandbox; without its files there may be room for the change.
+            await self._machines.end(entry)
+            await self._discard_files(sandbox)
             with contextlib.suppress(OSError, subprocess.CalledProcessError):
                 await trio.to_thread.run_sync(self._host.disk.purge)
             await self._journal.forget(sandbox, events)

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from sandboxd.errors import LaunchFailed
-from sandboxd.isolation.backend import RunningMachine, attach_by_pid
+from sandboxd.isolation.backend import Meanwhile, RunningMachine, attach_by_pid
 from sandboxd.isolation.init_connection import unix_address
 from sandboxd.isolation.marks import MARK, marked_processes
 from sandboxd.isolation.plan import LaunchPlan, Slot
@@ -35,7 +35,9 @@ class FakeBackend:
         self._monitors: list[subprocess.Popen[bytes]] = []
         self._prepared: set[str] = set()
 
-    async def launch(self, plan: LaunchPlan, *, cgroup: Cgroup | None) -> RunningMachine:
+    async def launch(
+        self, plan: LaunchPlan, *, cgroup: Cgroup | None, meanwhile: Meanwhile | None = None
+    ) -> RunningMachine:
         self._reap()
         await self.drop(plan.slot.sandbox)
         for needed in (plan.slot.init, *plan.layers):
@@ -48,6 +50,8 @@ class FakeBackend:
                 machine = await self._machine(monitor.pid)
                 running = attach_by_pid(machine, plan.slot.runtime, cgroup=cgroup)
                 assert running is not None
+                if meanwhile is not None:
+                    await meanwhile(running)
                 await running.init.hello()
                 return running
         except BaseException:
