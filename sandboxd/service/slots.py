@@ -36,6 +36,7 @@ class Slots:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._ready: deque[Slot] = deque()
+        self._spoiled: list[Slot] = []
         self._names: set[str] = set()
         self._taken = trio.Event()
 
@@ -53,7 +54,7 @@ class Slots:
             if self._host.backend.is_prepared(slot.sandbox):
                 self._names.discard(slot.sandbox)
                 return slot
-            self._clear(slot)  # somebody killed it
+            self._spoiled.append(slot)  # somebody killed it
         slot = self._furnished()
         self._names.discard(slot.sandbox)
         return slot
@@ -63,13 +64,15 @@ class Slots:
         try:
             while True:
                 self._taken = trio.Event()
+                while self._spoiled:
+                    await self._drop(self._spoiled.pop())
                 await self._refill()
                 await self._taken.wait()
                 await trio.sleep(REFILL_PAUSE)
         finally:
             with trio.move_on_after(DROP_LIMIT, shield=True):
-                while self._ready:
-                    await self._drop(self._ready.popleft())
+                for slot in (*self._spoiled, *self._ready):
+                    await self._drop(slot)
 
     async def _refill(self) -> None:
         while len(self._ready) < READY:
@@ -125,7 +128,7 @@ class Slots:
         self._clear(slot)
 
     def _clear(self, slot: Slot) -> None:
-        """Take away what _furnished made; an empty cgroup goes with the discarded files of others."""
+        """Take away what _furnished made, but for the cgroup, which the next purge takes if it is there."""
         self._host.disk.unmake(slot.sandbox)
         self._host.ranges.give_back(slot.ids.start)
         self._names.discard(slot.sandbox)
