@@ -292,7 +292,8 @@ class Sandboxes:
     async def _forget(self, entry: Entry, events: list[NewEvent]) -> None:
         sandbox = entry.sandbox.id
         try:
-            await self._journal.forget(sandbox, events)
+            async with entry.recording:  # what is being recorded of it goes first, and so does not bring it back
+                await self._journal.forget(sandbox, events)
         except Unavailable:
             # The disk may be full of this very sandbox; without its files there may be room for the change.
             await self._machines.end(entry)
