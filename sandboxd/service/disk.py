@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.kernel import syscalls
+from sandboxd.kernel.inodeflags import spread_subdirectories
 from sandboxd.kernel.overlay import UPPER, WORK
 from sandboxd.service.volume import Volume, seed
 
@@ -46,6 +47,7 @@ class Disk:
             directory.mkdir(parents=True, exist_ok=True)
             # Setuid files of a sandbox are setuid files of root here: nobody else may get at them.
             directory.chmod(0o700)
+        spread_subdirectories(self._sandboxes)
 
     def paths(self, sandbox: str) -> SandboxDirectories:
         return SandboxDirectories(self._sandboxes / sandbox, self._runtime / sandbox)
