@@ -57,7 +57,9 @@ def test_an_error_is_in_the_execution(sandbox: Any) -> None:
 
 def test_a_figure_is_a_png(sandbox: Any) -> None:
     code = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-    assert [result.png[:8] for result in sandbox.run_code(code).results] == ["iVBORw0K"]
+    results = sandbox.run_code(code).results
+    assert [result.png[:8] for result in results] == ["iVBORw0K"]
+    assert "png" in results[0].formats()
 
 
 def test_callbacks_are_called_as_things_come(sandbox: Any) -> None:
