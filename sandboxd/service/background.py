@@ -9,12 +9,10 @@ import logging
 import re
 import secrets
 import shlex
-import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -34,8 +32,17 @@ from sandboxd.model import (
     StreamName,
     TerminalSize,
 )
-from sandboxd.service.command_follower import Command, CommandFollower, kill_tree, machine, machine_id, release
-from sandboxd.service.command_log import LogPage, end_of_log, read_log
+from sandboxd.service.command_files import LogFiles
+from sandboxd.service.command_follower import (
+    Command,
+    CommandFollower,
+    kill_tree,
+    machine,
+    machine_id,
+    moved,
+    release,
+)
+from sandboxd.service.command_log import LogPage
 from sandboxd.service.commands import init_errors, oom_kills
 from sandboxd.service.disk import Disk
 from sandboxd.service.entry import Entry
@@ -47,16 +54,12 @@ log = logging.getLogger(__name__)
 _OURS: Final = re.compile(r"[cp][0-9a-f]{16}")
 # Of a command, for those who list them.
 MOST_SHOWN: Final = 4096
-# What one read of a log takes into memory.
-PAGE: Final = 256 * 1024
 # How long a write waits for a command that does not read.
 STDIN_PATIENCE: Final = 30.0
 # For the end to be recorded, once the kill has been done.
 KILL_PATIENCE: Final = 10.0
 # Nobody announces the end of what nobody follows: of a machine that ends, or is deleted, under its readers.
 UNFOLLOWED_CHECK: Final = 0.5
-# Threads for log files, apart from those that start processes and read images.
-LOG_THREADS: Final = 16
 
 
 class BackgroundCommands:
@@ -66,8 +69,8 @@ class BackgroundCommands:
         self._store = store
         self._disk = disk
         self._kept = config.commands_kept
-        self._threads = trio.CapacityLimiter(LOG_THREADS)
-        self._follower = CommandFollower(store, log_limit=config.command_log_bytes, threads=self._threads)
+        self.logs = LogFiles()
+        self._follower = CommandFollower(store, log_limit=config.command_log_bytes, threads=self.logs.threads)
         self._of: WeakKeyDictionary[Entry, dict[str, Command]] = WeakKeyDictionary()
         self._loaded: dict[str, dict[str, Command]] = {}
 
@@ -94,7 +97,7 @@ class BackgroundCommands:
         for label, item in listed.items():
             if item.state is CommandState.ENDED and _OURS.fullmatch(label) and _is_done_with(book.get(label)):
                 await release(entry, item.command)
-        await trio.to_thread.run_sync(_sweep, self._disk.paths(entry.sandbox.id).commands, frozenset(book))
+        await self.logs.remove_others(self._disk.paths(entry.sandbox.id).commands, frozenset(book))
 
     async def _settle_missing(self, book: dict[str, Command], command: Command) -> None:
         """sandbox-init knows nothing of it: it never started, or its machine is gone."""
@@ -102,8 +105,7 @@ class BackgroundCommands:
             await self._store.forget_commands([command.record.id])
             del book[command.record.id]
         else:
-            command.record = command.moved(CommandStatus.LOST, ended_at=time.time())
-            await self._store.save_command(command.record)
+            await command.change(self._store, lambda record: moved(record, CommandStatus.LOST, ended_at=time.time()))
         command.wake()
 
     # -- starting -------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ class BackgroundCommands:
         for command in commands:
             if command.record.survivors and self._is_on(entry, command):
                 await release(entry, command.record.number)
-            await trio.to_thread.run_sync(_remove_directory, command.directory, limiter=self._threads)
+            await self.logs.remove(command.directory)
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -203,18 +205,6 @@ class BackgroundCommands:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def read(
-        self, command: Command, start: int, *, limit: int = PAGE, stream: StreamName | None = None
-    ) -> LogPage:
-        """At most `limit` bytes of output from a position of the log on, or from an offset of one stream."""
-        return await trio.to_thread.run_sync(
-            lambda: read_log(command.directory, start, limit=limit, stream=stream), limiter=self._threads
-        )
-
-    async def end_of_log(self, command: Command) -> tuple[int, Mapping[StreamName, int]]:
-        """The position at which the log ends, and each stream's offset there."""
-        return await trio.to_thread.run_sync(end_of_log, command.directory, limiter=self._threads)
-
     async def follow(
         self, entry: Entry, command: Command, start: int, *, stream: StreamName | None = None
     ) -> AsyncGenerator[LogPage, None]:
@@ -222,7 +212,7 @@ class BackgroundCommands:
         with entry.in_use():
             while True:
                 changed, ended = command.changed, self.record(entry, command).ended  # first: so it misses nothing
-                page = await self.read(command, start, stream=stream)
+                page = await self.logs.read(command.directory, start, stream=stream)
                 start = page.next
                 if page.items:
                     yield page
@@ -254,8 +244,7 @@ class BackgroundCommands:
         return self.record(entry, command)
 
     async def _note_survivors_gone(self, entry: Entry, command: Command) -> None:
-        command.record = replace(command.record, survivors=False)
-        await self._store.save_command(command.record)
+        await command.change(self._store, lambda record: replace(record, survivors=False))
         await release(entry, command.record.number)
 
     async def resize(self, entry: Entry, command: Command, size: TerminalSize) -> None:
@@ -263,8 +252,7 @@ class BackgroundCommands:
         init = await self._init(entry, command)
         with _command_errors(command), init_errors(entry):
             await init.resize(command.record.number, size)
-        command.record = replace(command.record, terminal=size)
-        await self._store.save_command(command.record)
+        await command.change(self._store, lambda record: replace(record, terminal=size))
 
     async def write_stdin(self, entry: Entry, command: Command, data: bytes) -> StdinAccepted:
         """Returns when the command has taken it all, closed its stdin, or not read on for STDIN_PATIENCE s."""
@@ -333,17 +321,3 @@ def _command_errors(command: Command) -> Iterator[None]:
         if error.kind in {"unknown", "ended"}:
             raise _has_ended(command.record) from error
         raise
-
-
-def _sweep(directory: Path, known: frozenset[str]) -> None:
-    """Remove the logs of commands that were forgotten by a daemon that got no further."""
-    try:
-        names = {path.name for path in directory.iterdir()}
-    except FileNotFoundError:
-        return
-    for name in names - known:
-        _remove_directory(directory / name)
-
-
-def _remove_directory(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)

@@ -10,6 +10,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,33 @@ class Command:
         self.decided = trio.Event()
         """it has started, or it is known that it will not: `failure`"""
         self.failure: SandboxdError | None = None
+        self._changing = trio.Lock()
         self.changed = trio.Event()
         """set, and replaced, when there is output, or an end"""
 
-    def moved(self, status: CommandStatus, **changes: Any) -> CommandRecord:
-        """Its record in another state. Raises: AssertionError for a step that is not in the table."""
-        if status not in COMMAND_TRANSITIONS[self.record.status]:
-            raise AssertionError(f"command {self.record.id} cannot go from {self.record.status} to {status}")
-        return replace(self.record, status=status, **changes)
+    async def change(self, store: Store, change: Callable[[CommandRecord], CommandRecord]) -> None:
+        """Change its record: stored, then visible; one change after the other. Raises: Unavailable, but visible then.
+
+        The store alone would keep their order, but not keep one from being made of what another has just replaced.
+        """
+        async with self._changing:
+            changed = change(self.record)
+            try:
+                await store.save_command(changed)
+            finally:
+                self.record = changed
+                self.wake()
 
     def wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+
+
+def moved(record: CommandRecord, status: CommandStatus, **changes: Any) -> CommandRecord:
+    """The record in another state. Raises: AssertionError for a step that is not in the table."""
+    if status not in COMMAND_TRANSITIONS[record.status]:
+        raise AssertionError(f"command {record.id} cannot go from {record.status} to {status}")
+    return replace(record, status=status, **changes)
 
 
 def machine(entry: Entry) -> RunningMachine:
@@ -99,7 +115,7 @@ class CommandFollower:
                 command.failure = failure
                 return
             command.decided.set()
-            await self._store.save_command(command.record)
+            await command.change(self._store, lambda record: record)
             crash_point("command:confirmed")
             await self._follow(entry, command, attachment, self._writer(command))
 
@@ -122,7 +138,7 @@ class CommandFollower:
             stack.callback(_leave, command)
             writer = await trio.to_thread.run_sync(self._writer, command, limiter=self._threads)
             self._note_started(command, running, listed.command, listed.pid, listed.started_at_ms / 1000)
-            await self._store.save_command(command.record)
+            await command.change(self._store, lambda record: record)
             with init_errors(entry):
                 attachment = await stack.enter_async_context(
                     running.init.attach(
@@ -138,7 +154,7 @@ class CommandFollower:
         self, command: Command, running: RunningMachine, number: int, pid: int, started_at: float
     ) -> None:
         known = command.record if command.record.status is CommandStatus.RUNNING else None
-        record = known or command.moved(CommandStatus.RUNNING, started_at=started_at)
+        record = known or moved(command.record, CommandStatus.RUNNING, started_at=started_at)
         command.record = replace(record, number=number, pid=pid, machine=machine_id(running))
         command.followed = True
         command.wake()
@@ -150,9 +166,10 @@ class CommandFollower:
                     if command.record.deadline is not None:
                         await stack.enter_async_context(beside(self._kill_at_deadline, entry, command))
                     message = await self._copy_output(entry, command, attachment, writer)
-            await self._conclude(entry, command, message, unlogged=_unlogged(message, writer))
         except SandboxLost:
-            await self._save(command, command.moved(CommandStatus.LOST, ended_at=time.time()))
+            await self._record_end(command, CommandStatus.LOST, ended_at=time.time())
+        else:
+            await self._conclude(entry, command, message, unlogged=_unlogged(message, writer))
 
     async def _copy_output(self, entry: Entry, command: Command, attachment: Attachment, writer: LogWriter) -> Exited:
         """All output to the log, until the end."""
@@ -187,25 +204,22 @@ class CommandFollower:
         )
         status = CommandStatus.EXITED if message.exit_signal is None else CommandStatus.KILLED
         survivors = Flag.SURVIVORS in message.flags
-        recorded = await self._save(
-            command,
-            command.moved(status, ended_at=ended_at, exited=exited, unlogged=unlogged, survivors=survivors),
+        recorded = await self._record_end(
+            command, status, ended_at=ended_at, exited=exited, unlogged=unlogged, survivors=survivors
         )
         crash_point("command:ended")
         if recorded and not survivors:
-            await release(entry, command.record.number)
+            with contextlib.suppress(SandboxLost):  # it ends in this moment, and forgets all
+                await release(entry, command.record.number)
             crash_point("command:released")
 
-    async def _save(self, command: Command, record: CommandRecord) -> bool:
-        """Record an end and let everybody know. One that cannot be recorded is found again by the next daemon."""
+    async def _record_end(self, command: Command, status: CommandStatus, **facts: Any) -> bool:
+        """Whether it could be recorded; if not, the next daemon finds the same end and records it then."""
         try:
-            await self._store.save_command(record)
+            await command.change(self._store, lambda record: moved(record, status, **facts))
         except Unavailable as failure:
-            log.error("the end of command %s could not be recorded: %s", record.id, failure)
+            log.error("the end of command %s could not be recorded: %s", command.record.id, failure)
             return False
-        finally:
-            command.record = record
-            command.wake()
         return True
 
     async def _kill_at_deadline(self, entry: Entry, command: Command) -> None:

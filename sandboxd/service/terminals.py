@@ -101,7 +101,7 @@ class Terminals:
         async with self._draining.setdefault(command, trio.Lock()):
             record = self._background.record(entry, command)  # before the read: of one that has ended, that reads all
             start = await trio.to_thread.run_sync(_load_cursor, command.directory)
-            page = await self._background.read(command, start, limit=limit, stream=StreamName.STDOUT)
+            page = await self._background.logs.read(command.directory, start, limit=limit, stream=StreamName.STDOUT)
             if page.items:
                 await trio.to_thread.run_sync(_save_cursor, command.directory, page.next)
         data = b"".join(item.data for item in page.items if isinstance(item, OutputChunk))
@@ -111,7 +111,7 @@ class Terminals:
         start = await trio.to_thread.run_sync(_load_cursor, command.directory)
         while True:
             changed, ended = command.changed, self._background.record(entry, command).ended
-            _, offsets = await self._background.end_of_log(command)
+            _, offsets = await self._background.logs.end(command.directory)
             if ended or offsets[StreamName.STDOUT] > start:
                 return
             await changed.wait()

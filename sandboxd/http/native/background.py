@@ -91,7 +91,9 @@ async def logs(call: Call, sandbox: str, command: str) -> LogsView:
     wish: LogsBody = call.body or call.query
     encoder = await _begin(call, found, wish)
     record = call.service.background.record(entry, found)  # before the read: of one that has ended, that reads all
-    page = await call.service.background.read(found, encoder.place, limit=wish.limit_bytes, stream=wish.stream)
+    page = await call.service.background.logs.read(
+        found.directory, encoder.place, limit=wish.limit_bytes, stream=wish.stream
+    )
     more = page.size >= wish.limit_bytes
     items = list(encoder.encode(page))
     if record.ended and not more:
@@ -119,7 +121,7 @@ async def _begin(call: Call, command: Command, wish: LogsWish) -> LogEncoder:
     if wish.cursor is not None:
         place, carried = parse_cursor(wish.cursor)
     elif wish.tail is not None:
-        position, offsets = await call.service.background.end_of_log(command)
+        position, offsets = await call.service.background.logs.end(command.directory)
         place = max(0, (position if wish.stream is None else offsets[wish.stream]) - wish.tail)
     return LogEncoder(wish.encoding, place, stream=wish.stream, carried=carried)
 

@@ -92,7 +92,7 @@ class _Client:
 
     async def _place(self, wish: AttachPty) -> tuple[int, int]:
         """Where to begin, and where what is there already ends."""
-        _, offsets = await self._background.end_of_log(self._command)
+        _, offsets = await self._background.logs.end(self._command.directory)
         end = offsets[StreamName.STDOUT]
         tail = DEFAULT_TAIL if wish.tail is None else wish.tail
         return (max(0, end - tail) if wish.offset is None else wish.offset), end
