@@ -36,6 +36,8 @@ MAX_ENTRIES: Final = 1_000_000
 PIECE: Final = 256 * 1024
 # A thread for each upload under way, most of which wait for their client.
 _limiter: Final = trio.CapacityLimiter(64)
+# Compressing is work for a processor: as many at once as there are likely to be, others wait.
+_compressors: Final = trio.CapacityLimiter(4)
 
 
 class ArchiveFormat(enum.StrEnum):
@@ -107,7 +109,7 @@ class Packing:
         else:
             # Compressing more than a little would keep other tasks waiting.
             if isinstance(item, bytes) and isinstance(self._encoder, ZipEncoder) and len(item) > 8192:
-                self._pending += await trio.to_thread.run_sync(self._encoder.content, item)
+                self._pending += await trio.to_thread.run_sync(self._encoder.content, item, limiter=_compressors)
             else:
                 self._take(item)
 

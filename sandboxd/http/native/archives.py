@@ -8,7 +8,9 @@ from quart import request
 from quart.wrappers.response import ResponseBody
 
 from sandboxd.http.compression import Gzip, decoded_body
-from sandboxd.http.native.file_schemas import UnpackedFiles
+from sandboxd.http.native.file_views import (
+    UnpackedFiles,
+)
 from sandboxd.http.native.fs import files_of
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse

@@ -1,20 +1,17 @@
-"""Files on the wire.
+"""Files on the wire: what is asked; file_views.py has the answers.
 
 A path is text, absolute or relative to the sandbox's working directory. One that is not UTF-8 is given as base64 of
 its bytes instead (`path_b64`; both alphabets are taken), and given back so beside a `path` with U+FFFD in it.
 """
 
-import base64
 import binascii
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from sandboxd.errors import InvalidRequest, TooLarge
-from sandboxd.http.native.fields import Request, Response, UserName
+from sandboxd.http.native.fields import Request, UserName
 from sandboxd.service.archives import ArchiveFormat
-from sandboxd.service.file_values import FileInfo, FileKind, Listing
 from sandboxd.service.files import MAX_WHOLE_FILE
 
 MAX_PATH_BYTES = 4095
@@ -22,7 +19,6 @@ DEFAULT_PAGE = 5000
 MAX_PAGE = 10_000
 # The longest JSON body that carries a whole file: as base64, with some room for the rest.
 MAX_FILE_BODY = MAX_WHOLE_FILE // 3 * 4 + 64 * 1024
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 
 
@@ -51,21 +47,7 @@ def _check(path: bytes) -> None:
 Path = Annotated[str, StringConstraints(max_length=MAX_PATH_BYTES), AfterValidator(_path)]
 PathBase64 = Annotated[str, StringConstraints(max_length=6000), AfterValidator(_encoded_path)]
 Mode = Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3,4}$")]
-OnlyIfGiven = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
 Offset = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def show(path: bytes) -> str:
-    return path.decode("utf-8", "replace")
-
-
-def exact(path: bytes) -> str | None:
-    """Its base64, where text does not say it."""
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(path).decode()
-    return None
 
 
 # -- requests -----------------------------------------------------------------------------------------------------
@@ -250,122 +232,3 @@ class UnpackQuery(ArchiveQuery):
 
     owners: bool = False
     """give everything the owner that the archive names, which takes root; otherwise all is the user's"""
-
-
-# -- answers ------------------------------------------------------------------------------------------------------
-
-
-class Located(Response):
-    path: str
-    """as asked for"""
-    path_b64: OnlyIfGiven = None
-    """where `path` is not all there is to say"""
-
-    @classmethod
-    def at(cls, path: bytes, **fields: Any) -> Self:
-        return cls.model_construct(None, path=show(path), path_b64=exact(path), **fields)
-
-
-class FileView(Located):
-    name: str
-    type: FileKind
-    size: int
-    mode: str
-    """permission bits, octal"""
-    owner: str
-    group: str
-    uid: int
-    gid: int
-    modified_at: datetime
-    changed_at: datetime
-    """its content or its attributes"""
-    target: str | None = None
-    """what a symbolic link says"""
-    target_b64: OnlyIfGiven = None
-    real_path: OnlyIfGiven = None
-    """where the path leads, links resolved"""
-
-    @classmethod
-    def of(cls, info: FileInfo) -> Self:
-        name = info.path.rstrip(b"/").rpartition(b"/")[2] or b"/"
-        return cls.at(
-            info.path,
-            name=show(name),
-            type=info.kind,
-            size=info.size,
-            mode=f"{info.mode:04o}",
-            owner=info.owner,
-            group=info.group,
-            uid=info.uid,
-            gid=info.gid,
-            modified_at=_EPOCH + timedelta(microseconds=info.mtime_ns // 1000),
-            changed_at=_EPOCH + timedelta(microseconds=info.ctime_ns // 1000),
-            target=None if info.target is None else show(info.target),
-            target_b64=None if info.target is None else exact(info.target),
-            real_path=None if info.real_path is None else show(info.real_path),
-        )
-
-
-class FileList(Located):
-    entries: list[FileView]
-    """depth first, in the order of their names' bytes; `path` is relative to the directory"""
-    next_cursor: str | None = None
-    """there is more: ask again with it as `cursor`"""
-
-    @classmethod
-    def of(cls, path: bytes, listing: Listing) -> Self:
-        return cls.at(
-            path,
-            entries=[FileView.of(info) for info in listing.entries],
-            next_cursor=None if listing.next_after is None else base64.b64encode(listing.next_after).decode(),
-        )
-
-
-class Exists(Located):
-    exists: bool
-    type: FileKind | None = None
-
-
-class FileText(Located):
-    content: str
-    size: int
-
-
-class FileBytes(Located):
-    content_b64: str
-    size: int
-
-
-class Written(Located):
-    size: int
-    """bytes written"""
-
-
-class Changed(Located):
-    count: int
-    """how many things were made, removed or changed"""
-
-
-class Moved(Located):
-    target: str
-    target_b64: OnlyIfGiven = None
-
-    @classmethod
-    def between(cls, path: bytes, target: bytes, **fields: Any) -> Self:
-        return cls.at(path, target=show(target), target_b64=exact(target), **fields)
-
-
-class CopiedFiles(Moved):
-    entries: int
-    bytes: int
-
-
-class UploadState(Located):
-    offset: int
-    """how much of the upload has come: where the next piece begins"""
-    complete: bool = False
-
-
-class UnpackedFiles(Located):
-    entries: int
-    bytes: int

@@ -11,7 +11,12 @@ from quart.wrappers.response import ResponseBody
 from sandboxd.errors import Conflict
 from sandboxd.http import ranges
 from sandboxd.http.compression import Gzip, decoded_body, wants_gzip
-from sandboxd.http.native.file_schemas import Located, UploadState, Written, show
+from sandboxd.http.native.file_views import (
+    Located,
+    UploadState,
+    Written,
+    show,
+)
 from sandboxd.http.native.fs import files_of
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse

@@ -4,7 +4,8 @@ import base64
 from collections.abc import AsyncIterator
 
 from sandboxd.errors import Unprocessable
-from sandboxd.http.native.file_schemas import (
+from sandboxd.http.native.file_schemas import WriteBytes, WriteText
+from sandboxd.http.native.file_views import (
     Changed,
     CopiedFiles,
     Exists,
@@ -14,8 +15,6 @@ from sandboxd.http.native.file_schemas import (
     FileView,
     Located,
     Moved,
-    WriteBytes,
-    WriteText,
     Written,
     show,
 )
