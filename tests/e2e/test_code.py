@@ -380,7 +380,24 @@ def test_an_image_without_kernels_says_what_to_do(daemon: Daemon) -> None:
         assert '"image": "code-interpreter"' in refused.json["error"]
 
 
-def test_a_sandbox_that_is_gone_or_paused(box: Coder) -> None:
+def test_a_paused_sandbox_refuses_and_forgets_nothing(box: Coder) -> None:
+    box.run("x = 1")
+    assert box.answer("pause", None).status == 200
+    for path in ("run", "run/stream"):
+        refused = box.answer(path, {"code": "x"})
+        assert (refused.status, refused.json["details"]["state"]) == (409, "paused")
+    assert box.answer("resume", None).status == 200
+    assert box.text("x") == "1"
+
+
+def test_a_stopped_sandbox_has_fresh_kernels_when_it_is_started(box: Coder) -> None:
+    box.run("x = 1")
+    assert box.answer("stop", None).status == 200
+    assert box.answer("start", None).status == 200
+    assert box.error("x")["name"] == "NameError"
+
+
+def test_a_sandbox_that_is_deleted_under_a_run(box: Coder) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(box.answer, "run", {"code": FOREVER})
         wait_until(box.is_busy)
