@@ -92,6 +92,10 @@ static void relay_move(struct relay *relay)
         relay->up.ended = relay->up.closed = true;
     }
     bool broken = move(&relay->down, upstream, client) < 0;
+    /* A program that writes its answer in two pieces, and most do, has the second held back (Nagle) until the first is
+     * acknowledged, which the kernel would put off by 40 ms.  The option does not last. */
+    if (relay->port != 0)
+        setsockopt(upstream, IPPROTO_TCP, TCP_QUICKACK, &(int){1}, sizeof(int));
     if (broken || (relay->up.closed && relay->down.closed)) {
         connection_close(relay->connection);
         return;

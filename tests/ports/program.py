@@ -85,6 +85,13 @@ def do_echo(self, request, query):
     self.answer(json.dumps(facts).encode() if request.method != b"HEAD" else b"", ("x-program", "echo"))
 
 
+def do_two_writes(self, request, query):
+    """The head, and then the body, on a socket as it is made."""
+    self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    self.send(h11.Response(status_code=200, headers=[("content-length", "4")]))
+    self.send(h11.Data(data=b"done"), h11.EndOfMessage())
+
+
 def do_bytes(self, request, query):
     """`n` bytes; in chunks unless `length` is given."""
     left, block = int(query["n"]), b"0123456789abcdef" * 4096

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,18 @@ def test_a_client_that_leaves_is_gone_for_the_program_too(served: Served) -> Non
         connection.request("GET", f"{served.path}/silent", headers=served.key)
         wait_until(lambda: open_connections(served) == 2)
     wait_until(lambda: open_connections(served) == 1)
+
+
+def test_a_program_that_answers_in_two_writes_is_not_held_up(served: Served) -> None:
+    """By 40 ms, each time, for the acknowledgement of the first."""
+    with connected(served) as connection:
+        took = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            connection.request("GET", f"{served.path}/two-writes", headers=served.key)
+            assert connection.getresponse().read() == b"done"
+            took.append(time.perf_counter() - begun)
+    assert min(took[5:]) < 0.035
 
 
 def test_one_connection_carries_many_requests_on_both_sides(served: Served) -> None:
