@@ -133,8 +133,8 @@ def _host_pid(*command: str) -> int | None:
 
 def _children_running(sandbox: str) -> int:
     """How many commands' keepers sandbox-init has."""
-    with open(f"/proc/{witnesses.init_of(sandbox)}/task/{witnesses.init_of(sandbox)}/children") as children:
-        return len(children.read().split())
+    init = witnesses.init_of(sandbox)
+    return len(Path(f"/proc/{init}/task/{init}/children").read_text().split())
 
 
 def test_output_beyond_the_ring_is_counted_as_lost_and_the_rest_goes_on(background: Background) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroup_tree import discover_cgroups
 from tests.support import census
 from tests.support.daemon import Daemon
@@ -46,19 +47,28 @@ def slots(daemon: Daemon) -> frozenset[str]:
 
 
 def init_of(sandbox: str) -> int:
-    """The host pid of a sandbox's pid 1."""
-    return _pid_of(sandbox, "/dev/sandbox-init")
+    """The host pid of a sandbox's pid 1. Its forks bear its name, and once pids wrap around, lower pids."""
+    return next(pid for pid in _pids_of(sandbox, "/dev/sandbox-init") if _pid_inside(pid) == 1)
+
+
+def _pid_inside(pid: int) -> int:
+    """As its own pid namespace has it; 0 if it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next(int(line.split()[-1]) for line in status.splitlines() if line.startswith("NSpid:"))
 
 
 def monitor_of(sandbox: str) -> int:
     """The host pid of the bwrap that started it: of the outer one, its processes' forebear."""
-    return _pid_of(sandbox, "/usr/bin/bwrap")
+    return _pids_of(sandbox, "/usr/bin/bwrap")[0]
 
 
-def _pid_of(sandbox: str, program: str) -> int:
-    return min(
-        each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)
-    )
+def _pids_of(sandbox: str, program: str) -> list[int]:
+    """Of the processes that run a program, the oldest first."""
+    found = [each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)]
+    return sorted(found, key=lambda pid: (procstat.start_time(pid), pid))
 
 
 def _mounts(daemon: Daemon) -> list[str]:
