@@ -28,7 +28,7 @@ class Sandboxd(System):
     name = "sandboxd"
     conditions = (
         "API on a kept-alive Unix socket; own id range, writable overlay, all namespaces, seccomp, own cgroup, "
-        "resident init, no network"
+        "resident init, no network; four slots, which know no image, made ahead"
     )
     offers = frozenset({"life", "exec", "output", "stream", "files", "memory", "restart", "creates"})
 
