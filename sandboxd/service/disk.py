@@ -10,6 +10,7 @@ The volume is the state directory, or the pool in it (see volume.py).
 Nothing here opens a path inside `upper` once the sandbox has run, other than to remove it as a whole.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -127,7 +128,13 @@ class Disk:
 
     def throw_away(self, tree: Path) -> None:
         """Put a tree where purge() finds it."""
-        tree.rename(self._trash / f"{tree.name}-{secrets.token_hex(4)}")
+        try:
+            tree.rename(self._trash / f"{tree.name}-{secrets.token_hex(4)}")
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            # btrfs needs room even to rename. Now it takes as long as it takes, but gives some back.
+            self.volume.remove([tree])
 
     def purge(self) -> None:
         """Remove for good what was thrown away."""

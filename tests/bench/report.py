@@ -44,6 +44,8 @@ AIMS = (
     Aim(row="pty echo", bound=4, unit="ms"),
     Aim(row="watch raw", bound=20, unit="ms"),
     Aim(row="watch changes", bound=20, unit="ms"),
+    Aim(row="clone 1 GiB", bound=50, unit="ms"),
+    Aim(row="clone to command 1 GiB", bound=15, unit="ms"),
 )
 
 

@@ -1,0 +1,31 @@
+"""sandboxctl snapshot, clone, restore and storage, as README shows them."""
+
+from pathlib import Path
+
+from tests.cli.support import Ctl
+from tests.support.daemon import Daemon
+
+
+def test_snapshots_from_the_command_line(daemon: Daemon, tmp_path: Path) -> None:
+    ctl = Ctl.of(daemon)
+    ctl.text("create", "--name", "work")
+    ctl.text("exec", "work", "--", "sh", "-c", "echo one > ~/file")
+    good = ctl.text("snapshot", "create", "work", "--name", "good").strip()
+    ctl.text("exec", "work", "--", "sh", "-c", "echo two > ~/file")
+    assert len(ctl.text("clone", "work", "-n", "2", "--name", "try").split()) == 2
+    assert ctl.text("exec", "try-2", "--", "sh", "-c", "cat ~/file") == "two\n"
+    assert ctl.text("restore", "work", "good") == "running\n"
+    assert ctl.text("exec", "work", "--", "sh", "-c", "cat ~/file") == "one\n"
+    ctl.text("create", "--snapshot", "good", "--name", "other")
+    assert ctl.text("exec", "other", "--", "sh", "-c", "cat ~/file") == "one\n"
+    ctl.text("snapshot", "export", "good", str(tmp_path / "good.tar"))
+    copy = ctl.text("snapshot", "import", str(tmp_path / "good.tar"), "--name", "copy").strip()
+    assert ctl.text("snapshot", "ls", "-q").split() == [good, copy]
+    assert "imported" in ctl.text("snapshot", "ls")
+    assert ctl.json("snapshot", "inspect", "copy")["name"] == "copy"
+    assert good in ctl.text("snapshot", "inspect", "good")
+    assert "layers" in ctl.text("storage")
+    assert ctl.json("storage")["volume"] == "plain"
+    assert "layers" in ctl.text("storage", "gc")
+    assert ctl.text("snapshot", "rm", "good", "copy").split() == ["good", "copy"]
+    assert ctl.run("snapshot", "rm", "good").returncode == 1
