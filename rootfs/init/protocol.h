@@ -37,12 +37,13 @@
  *     PACK                     I: (ENTRY DATA*)* END | ERROR  an ERROR may come in between; after the ENTRY of a
  *                              regular file come DATA of exactly SIZE bytes
  *     UNPACK                   C: (PUT DATA*)* END   I: OK | ERROR  an ERROR may come before END
- *     WATCH                    I: ERROR | OK CHANGES* (END | ERROR)     until the client hangs up
+ *     WATCH                    I: ERROR | OK (CHANGES | SYNCED)* (END | ERROR)   until the client hangs up
+ *                              C: SYNC*
  *     CONNECT                  I: OK | ERROR; after OK the connection is the relayed byte stream
  *     SUDO                     like SPAWN with FLAG_ATTACH; on the socket inside the sandbox only, see sudo.c
  *
  * WATCH tells what happens below a directory; OK says that all of it is watched.  Paths are relative to it, "." being
- * itself.  ARG is a pattern of names to ignore.  A cookie other than 0 joins the RENAME of the old name and the CREATE of
+ * itself.  SYNC is answered by SYNCED when all that happened before has been told.  ARG is a pattern of names to ignore.  A cookie other than 0 joins the RENAME of the old name and the CREATE of
  * the new one.
  *
  * Flow control: a client may have at most STDIN_WINDOW bytes of STDIN unacknowledged.  STDIN_ACK carries the total
@@ -108,6 +109,7 @@ enum frame_type {
     OP_UNPACK = 0x2d,
 
     OP_WATCH = 0x30,
+    OP_SYNC = 0x31,
 
     OP_DATA = 0x40,
     OP_END = 0x41,
@@ -126,6 +128,7 @@ enum frame_type {
     OP_ENTRY = 0x8a,
     OP_FILE = 0x8b,
     OP_CHANGES = 0x90,
+    OP_SYNCED = 0x91,
 };
 
 enum tag {

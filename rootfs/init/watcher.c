@@ -29,6 +29,7 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 enum {
@@ -416,24 +417,74 @@ static int handle_batch(const char *batch, size_t length, struct failure *failur
     return 0;
 }
 
-/* Until the watched directory has gone. */
-static int follow(struct failure *failure)
+/* What inotify has, as far as it fits.  The number of bytes read, or -1 when the watch cannot go on. */
+static ssize_t handle_events(struct failure *failure)
 {
     static _Alignas(struct inotify_event) char batch[EVENT_BUFFER];
-    struct pollfd ready[2] = {{.events = POLLIN}, {.fd = watcher.report.worker->fd, .events = POLLIN | POLLRDHUP}};
-    while (!watcher.ended) {
+    ssize_t length = read(watcher.fd, batch, sizeof batch);
+    int result = length > 0 ? handle_batch(batch, (size_t)length, failure) : 0;
+    report_flush(&watcher.report);
+    return result < 0 ? -1 : length < 0 ? 0 : length;
+}
+
+/* The kernel queues an event before the call that caused it returns: what is queued now is all there was. */
+static int sync_with(struct worker *worker, struct failure *failure)
+{
+    int queued = 0;
+    ioctl(watcher.fd, FIONREAD, &queued);
+    for (ssize_t left = queued, length = 1; left > 0 && length > 0 && !watcher.ended; left -= length) {
+        length = handle_events(failure);
+        if (length < 0)
+            return -1;
+    }
+    put_empty(&worker->out, OP_SYNCED);
+    worker_flush(worker);
+    return 0;
+}
+
+/* The client may only ask for that, and leave. */
+static int handle_requests(struct worker *worker, struct failure *failure)
+{
+    struct frame frame;
+    size_t missing;
+    int found;
+    while ((found = frame_peek(&worker->in, &frame, &missing)) == 1) {
+        if (frame.type != OP_SYNC || frame.length != 0)
+            _exit(0);
+        buffer_consume(&worker->in, HEADER_SIZE);
+        if (sync_with(worker, failure) < 0)
+            return -1;
+    }
+    if (found < 0 || buffer_reserve(&worker->in, missing) < 0)
+        _exit(0);
+    return 0;
+}
+
+static int hear_client(struct worker *worker, struct failure *failure)
+{
+    struct buffer *in = &worker->in;
+    ssize_t length = recv(worker->fd, in->data + in->end, in->size - in->end, MSG_DONTWAIT);
+    if (length == 0 || (length < 0 && errno != EAGAIN && errno != EINTR))
+        _exit(0);
+    in->end += length > 0 ? (size_t)length : 0;
+    return handle_requests(worker, failure);
+}
+
+/* Until the watched directory has gone. */
+static int follow(struct worker *worker, struct failure *failure)
+{
+    struct pollfd ready[2] = {{.events = POLLIN}, {.fd = worker->fd, .events = POLLIN}};
+    int result = handle_requests(worker, failure);
+    while (result == 0 && !watcher.ended) {
         ready[0].fd = watcher.fd; /* another one after an overflow */
         if (poll(ready, 2, -1) < 0)
             continue;
         if (ready[1].revents != 0)
-            _exit(0); /* the client has nothing more to say but good-bye */
-        ssize_t length = read(watcher.fd, batch, sizeof batch);
-        int result = length > 0 ? handle_batch(batch, (size_t)length, failure) : 0;
-        report_flush(&watcher.report);
-        if (result < 0)
-            return -1;
+            result = hear_client(worker, failure);
+        if (result == 0 && ready[0].revents != 0 && !watcher.ended)
+            result = handle_events(failure) < 0 ? -1 : 0;
     }
-    return 0;
+    return result;
 }
 
 static int find_root(const struct worker *worker, const struct request *request, struct failure *failure)
@@ -468,5 +519,5 @@ int watch_run(struct worker *worker, const struct request *request, struct failu
     if (watcher.trouble != 0)
         put(CHANGE_UNWATCHED, true, 0, watcher.top, "");
     report_flush(&watcher.report);
-    return follow(failure) < 0 ? -1 : put_empty(&worker->out, OP_END);
+    return follow(worker, failure) < 0 ? -1 : put_empty(&worker->out, OP_END);
 }

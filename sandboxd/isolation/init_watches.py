@@ -5,7 +5,11 @@ from contextlib import asynccontextmanager
 
 from sandboxd.isolation.init_connection import Connection, Connector, error_of
 from sandboxd.isolation.init_messages import Done, check_path, encode_fields
-from sandboxd.isolation.wire import Change, Flag, Op, Tag, WireError, decode_changes
+from sandboxd.isolation.wire import Change, Flag, Op, Tag, WireError, decode_changes, encode_frame
+
+
+class Synced:
+    """All that happened before a sync() has come."""
 
 
 class ChangeStream:
@@ -21,10 +25,16 @@ class ChangeStream:
     def __aiter__(self) -> "ChangeStream":
         return self
 
-    async def __anext__(self) -> list[Change]:
+    async def sync(self) -> None:
+        """Ask for a Synced behind all that has happened by now. One task at a time. Raises: InitGone."""
+        await self._connection.send(encode_frame(Op.SYNC))
+
+    async def __anext__(self) -> list[Change] | Synced:
         frame = await self._connection.receive()
         if frame.op is Op.CHANGES:
             return decode_changes(frame.payload)
+        if frame.op is Op.SYNCED:
+            return Synced()
         if frame.op is Op.END:
             raise StopAsyncIteration
         if frame.op is Op.ERROR:

@@ -84,6 +84,7 @@ class Op(IntEnum):
     PACK = 0x2C
     UNPACK = 0x2D
     WATCH = 0x30
+    SYNC = 0x31
     DATA = 0x40
     END = 0x41
     PUT = 0x42
@@ -100,6 +101,7 @@ class Op(IntEnum):
     ENTRY = 0x8A
     FILE = 0x8B
     CHANGES = 0x90
+    SYNCED = 0x91
 
 
 class Tag(IntEnum):

@@ -4,7 +4,8 @@ from typing import Protocol
 
 import trio
 
-from sandboxd.isolation.init_watches import ChangeStream
+from sandboxd.isolation.init_connection import InitGone
+from sandboxd.isolation.init_watches import ChangeStream, Synced
 from sandboxd.isolation.wire import Change, ChangeKind
 from sandboxd.model import OverflowReason, WatchEventType, WatchSource
 from sandboxd.service.watch_fold import Fold
@@ -27,8 +28,8 @@ _RAW = {
 _LOST = {ChangeKind.OVERFLOW: OverflowReason.KERNEL, ChangeKind.UNWATCHED: OverflowReason.LIMIT}
 
 
-class Intake(Protocol):
-    """What a watch has for it."""
+class Place(Protocol):
+    """Where it goes."""
 
     queue: WatchQueue
 
@@ -49,54 +50,85 @@ class Pace:
             await trio.sleep_until(self._paid_until)
 
 
-async def take_in(source: WatchSource, batches: ChangeStream, watch: Intake, pace: Pace) -> None:
-    """Until the watched directory is gone."""
-    take = _take_folded if source is WatchSource.CHANGES else _take_raw
-    await take(watch, batches, pace)
+class Intake:
+    """Brings what one connection to sandbox-init tells into a queue."""
 
+    def __init__(self, stream: ChangeStream, place: Place, source: WatchSource, pace: Pace) -> None:
+        self._stream = stream
+        self._place = place
+        self._pace = pace
+        self._fold = Fold() if source is WatchSource.CHANGES else None
+        self._due = float("inf")
+        """when what is folded has to be told"""
+        self._syncing = trio.Lock()
+        self._asked = self._answered = 0
+        self._answer = trio.Event()
+        self._ended = False
 
-async def _take_raw(watch: Intake, batches: ChangeStream, pace: Pace) -> None:
-    async for changes in batches:
-        for change in changes:
-            if not _take_loss(watch, change):
-                kind = _RAW[change.kind]
-                watch.queue.put(kind, change.path, is_directory=change.is_directory, cookie=change.cookie)
-        watch.announce()
-        await pace.spend(len(changes))
+    async def run(self) -> None:
+        """Until the watched directory is gone."""
+        try:
+            while True:
+                told: list[Change] | Synced | None = None
+                with trio.move_on_at(self._due) as waiting:
+                    told = await anext(self._stream, None)
+                if told is not None:
+                    await self._take(told)
+                elif waiting.cancelled_caught:
+                    self._tell_folded()
+                else:
+                    return
+        finally:
+            self._tell_folded()
+            self._ended = True
+            self._note_answer()
 
+    async def settle(self) -> None:
+        """Until all that has happened by now is in the queue, or the connection has ended."""
+        async with self._syncing:
+            try:
+                await self._stream.sync()
+            except InitGone:
+                return
+            self._asked += 1
+            mine = self._asked
+            while self._answered < mine and not self._ended:
+                await self._answer.wait()
 
-async def _take_folded(watch: Intake, batches: ChangeStream, pace: Pace) -> None:
-    fold, due = Fold(), float("inf")
-    while True:
-        changes: list[Change] | None = None
-        with trio.move_on_at(due):
-            changes = await anext(batches, [])
-        if changes:
-            _fold_in(watch, fold, changes)
-            due = min(due, trio.current_time() + FOLD_TIME) if fold else float("inf")
-            await pace.spend(len(changes))
-            continue
-        for kind, path, is_directory in fold.take():
-            watch.queue.put(kind, path, is_directory=is_directory)
-        watch.announce()
-        due = float("inf")
-        if changes is not None:
+    async def _take(self, told: list[Change] | Synced) -> None:
+        if isinstance(told, Synced):
+            self._tell_folded()
+            self._answered += 1
+            self._note_answer()
             return
+        before = self._place.queue.last_id
+        for change in told:
+            self._put(change)
+        if self._place.queue.last_id > before:
+            self._place.announce()
+        if self._fold:
+            self._due = min(self._due, trio.current_time() + FOLD_TIME)
+        await self._pace.spend(len(told))
 
+    def _put(self, change: Change) -> None:
+        queue = self._place.queue
+        if change.kind in _LOST:
+            queue.overflow(_LOST[change.kind], change.path)
+        elif change.kind is ChangeKind.ENDED:
+            return  # so does the stream, which says it to the watch
+        elif self._fold is None:
+            queue.put(_RAW[change.kind], change.path, is_directory=change.is_directory, cookie=change.cookie)
+        else:
+            for kind, path, is_directory in self._fold.add(change):
+                queue.put(kind, path, is_directory=is_directory)
 
-def _fold_in(watch: Intake, fold: Fold, changes: list[Change]) -> None:
-    before = watch.queue.last_id
-    for change in changes:
-        if not _take_loss(watch, change):
-            for kind, path, is_directory in fold.add(change):
-                watch.queue.put(kind, path, is_directory=is_directory)
-    if watch.queue.last_id > before:
-        watch.announce()
+    def _tell_folded(self) -> None:
+        self._due = float("inf")
+        if self._fold:
+            for kind, path, is_directory in self._fold.take():
+                self._place.queue.put(kind, path, is_directory=is_directory)
+            self._place.announce()
 
-
-def _take_loss(watch: Intake, change: Change) -> bool:
-    """Whether the change was none, but news of the watch itself."""
-    if change.kind in _LOST:
-        watch.queue.overflow(_LOST[change.kind], change.path)
-        return True
-    return change.kind is ChangeKind.ENDED
+    def _note_answer(self) -> None:
+        self._answer.set()
+        self._answer = trio.Event()

@@ -22,13 +22,14 @@ from sandboxd.isolation.init_client import InitError, InitGone
 from sandboxd.isolation.wire import WireError
 from sandboxd.model import (
     OverflowReason,
+    SandboxState,
     StoredWatch,
     WatchEvent,
     WatchSpec,
 )
 from sandboxd.service.commands import init_errors
 from sandboxd.service.entry import Entry
-from sandboxd.service.watch_intake import Pace, take_in
+from sandboxd.service.watch_intake import Intake, Pace
 from sandboxd.service.watch_queue import WatchQueue, cursor_after
 from sandboxd.store import Store
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_WATCHES = 64
 BEGIN_AGAIN_AFTER = 0.5
+# For sandbox-init to tell all that has happened: a millisecond, except in a storm, or in a sandbox without time.
+SETTLE_LIMIT = 0.25
 READ_AT_ONCE = 200
 
 # Of a directory that was watched before and now is not to be: it will not come back by waiting.
@@ -61,8 +64,16 @@ class Watch:
     failure: SandboxdError | None = None
     news: trio.Event = field(default_factory=trio.Event)
     """set, and replaced, when the queue has grown"""
+    intake: Intake | None = None
+    """what fills the queue now"""
     readers: int = 0
     read_at: float = field(default_factory=trio.current_time)
+
+    async def settle(self) -> None:
+        """Have in the queue what has happened by now, if it can be had soon."""
+        if self.intake is not None:
+            with trio.move_on_after(SETTLE_LIMIT):
+                await self.intake.settle()
 
     def announce(self) -> None:
         self.news.set()
@@ -164,8 +175,13 @@ class Watches:
     async def poll(
         self, entry: Entry, watch: Watch, *, after: int | None, limit: int, patience: float = 0
     ) -> tuple[list[WatchEvent], int]:
-        """Events after a cursor (None: what nobody polled yet), waiting up to `patience` s for one; the cursor."""
+        """Events after a cursor (None: what nobody polled yet), waiting up to `patience` s for one; the cursor.
+
+        What an answered request has changed before is among them.
+        """
         queue = watch.queue
+        if entry.sandbox.state is SandboxState.RUNNING:
+            await watch.settle()
         with watch.reading(), entry.in_use(), trio.move_on_after(patience):
             while not queue.ended and queue.last_id <= (queue.polled if after is None else after):
                 await _wait_news(entry, watch, watch.news)
@@ -269,7 +285,11 @@ class Watches:
                 watch.announce()
             watch.interrupted = True
             watch.begun.set()
-            await take_in(spec.source, changes, watch, self._of(entry).pace)
+            watch.intake = Intake(changes, watch, spec.source, self._of(entry).pace)
+            try:
+                await watch.intake.run()
+            finally:
+                watch.intake = None
         watch.end()
 
 

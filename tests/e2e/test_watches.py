@@ -127,6 +127,21 @@ class TestPolling:
         ]
         assert events[3]["cookie"] == events[4]["cookie"] is not None
 
+    @pytest.mark.parametrize("source", ["raw", "changes"])
+    def test_a_poll_has_all_that_was_done_before_it(self, daemon: Daemon, sandbox: str, source: str) -> None:
+        watched = watch(daemon, sandbox, path="place", source=source)
+        for number in range(20):
+            written = daemon.call("PUT", f"{SANDBOXES}/{sandbox}/files?path=/home/user/place/{number}", data=b"x")
+            assert written.status == 200, written.data
+            assert ("create", str(number)) in brief(watched.poll()["events"])
+
+    def test_a_paused_sandbox_is_polled_too(self, daemon: Daemon, sandbox: str) -> None:
+        watched = watch(daemon, sandbox, path="place")
+        watched.shell("mkdir ~/place/one")
+        assert brief(watched.poll(after=0)["events"]) == [("create", "one")]
+        assert daemon.call("POST", f"{SANDBOXES}/{sandbox}/pause").status == 200
+        assert brief(watched.poll()["events"]) == [("create", "one")]
+
     def test_a_poll_drains_and_a_cursor_does_not(self, daemon: Daemon, sandbox: str) -> None:
         watched = watch(daemon, sandbox, path="place", source="raw", recursive=False)
         start = daemon.call("GET", watched.path).json["cursor"]

@@ -72,7 +72,8 @@ def corpus(directory: Path) -> list[bytes]:
         encode_fields(Op.WRITE_FILE, {Tag.PATH: place, Tag.MODE: 0o600, Tag.FLAGS: 0x200})
         + encode_frame(Op.DATA, b"data")
         + encode_frame(Op.END),
-        encode_fields(Op.WATCH, {Tag.PATH: str(directory), Tag.FLAGS: 0x2000, Tag.ARG: ["*.o", "a/*"]}),
+        encode_fields(Op.WATCH, {Tag.PATH: str(directory), Tag.FLAGS: 0x2000, Tag.ARG: ["*.o", "a/*"]})
+        + encode_frame(Op.SYNC) * 2,
         encode_fields(Op.WRITE_FILE, {Tag.PATH: place, Tag.OFFSET: 0, Tag.FLAGS: Flag.RESUME | Flag.ATOMIC})
         + encode_frame(Op.DATA, b"data")
         + encode_frame(Op.END),

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 import trio
 
 from sandboxd.isolation.init_client import InitError
-from sandboxd.isolation.init_watches import ChangeStream
-from sandboxd.isolation.wire import Change, ChangeKind
+from sandboxd.isolation.init_connection import connect
+from sandboxd.isolation.init_messages import encode_fields
+from sandboxd.isolation.init_watches import ChangeStream, Synced
+from sandboxd.isolation.wire import Change, ChangeKind, Op, Tag, encode_frame
 from tests.init.harness import RunningInit, pid1_init, shell, wait_until
 
 CREATE, WRITE, ATTRIBUTES, RENAME, REMOVE, OVERFLOW, UNWATCHED, ENDED = ChangeKind
-MARK = "the-end-of-this-test"
 
 
 @pytest.fixture
@@ -26,31 +28,29 @@ def place(directory: Path) -> Path:
     return path
 
 
-class Watch:
-    """Collects changes up to a file that the test makes as a mark."""
+def batch(told: list[Change] | Synced) -> list[Change]:
+    assert not isinstance(told, Synced)
+    return told
 
-    def __init__(self, stream: ChangeStream, place: Path) -> None:
+
+class Watch:
+    def __init__(self, stream: ChangeStream) -> None:
         self._stream = stream
-        self._place = place
-        self._marks = 0
 
     async def so_far(self) -> list[Change]:
-        self._marks += 1
-        mark = self._place / f"{MARK}{self._marks}"
-        mark.touch()
+        """All that has happened."""
         seen: list[Change] = []
         with trio.fail_after(20):
-            async for changes in self._stream:
-                seen += changes
-                if any(change.path == mark.name for change in changes):
+            await self._stream.sync()
+            async for told in self._stream:
+                if isinstance(told, Synced):
                     break
-        mark.unlink()
-        return [change for change in seen if not change.path.startswith(MARK)]
+                seen += told
+        return seen
 
     async def to_the_end(self) -> list[Change]:
         with trio.fail_after(20):
-            seen = [change async for changes in self._stream for change in changes]
-        return [change for change in seen if not change.path.startswith(MARK)]
+            return [change async for told in self._stream for change in batch(told)]
 
 
 @asynccontextmanager
@@ -58,7 +58,7 @@ async def watching(
     init: RunningInit, place: Path, *, recursive: bool = True, ignore: tuple[str, ...] = (), user: str = ""
 ) -> AsyncIterator[Watch]:
     async with init.client.watch(str(place), recursive=recursive, ignore=ignore, user=user) as stream:
-        yield Watch(stream, place)
+        yield Watch(stream)
 
 
 @contextmanager
@@ -165,7 +165,7 @@ class TestEvents:
         link.symlink_to(place)
         async with init.client.watch(str(link)) as stream:
             (place / "file").touch()
-            assert brief(await anext(stream))[0] == (CREATE, "file")
+            assert brief(batch(await anext(stream)))[0] == (CREATE, "file")
 
 
 class TestNothingIsLost:
@@ -230,17 +230,18 @@ class TestNothingIsLost:
     async def test_overflow_is_told_and_the_watch_goes_on(self, init: RunningInit, place: Path) -> None:
         async with init.client.watch(str(place), recursive=True) as stream:
             # Nobody reads, so first the socket fills and then inotify's queue (16384 events by default).
-            many = f"cd {place}; for n in $(seq 8); do mkdir d$n; done; for r in $(seq 6); do "
-            script = many + "for n in $(seq 1000); do echo > d$((n % 8))x$n; rm d$((n % 8))x$n; done; done"
-            for _ in range(3):
-                await trio.run_process(["bash", "-c", script])
+            script = (
+                "import os\nfor n in range(40000):\n"
+                f" path = f'{place}/x{{n % 9}}'\n open(path, 'w').close()\n os.unlink(path)\n"
+            )
+            await trio.run_process([sys.executable, "-c", script])
             seen: set[ChangeKind] = set()
             with trio.fail_after(20):
                 while OVERFLOW not in seen:
-                    seen |= {change.kind for change in await anext(stream)}
-            (place / "d1" / "after").touch()
+                    seen |= {change.kind for change in batch(await anext(stream))}
+            (place / "after").touch()
             with trio.fail_after(20):
-                while not any(change.path == "d1/after" for change in await anext(stream)):
+                while not any(change.path == "after" for change in batch(await anext(stream))):
                     pass
 
     async def test_depth_beyond_a_path_is_told(self, init: RunningInit, place: Path) -> None:
@@ -286,7 +287,33 @@ class TestEnd:
             (place / "file").touch()
             await watch.so_far()
         await init.wait_idle()
-        await wait_until(lambda: init.descriptors() == descriptors)
+        await wait_until(lambda: init.descriptors() <= descriptors)
+
+
+class TestSync:
+    async def test_many_at_once_are_answered_one_by_one(self, init: RunningInit, place: Path) -> None:
+        async with init.client.watch(str(place)) as stream:
+            for number in range(50):
+                (place / str(number)).touch()
+                await stream.sync()
+            seen, answers = set(), 0
+            while answers < 50:
+                told = await anext(stream)
+                if isinstance(told, Synced):
+                    answers += 1
+                    assert {str(number) for number in range(answers)} <= seen
+                else:
+                    seen |= {change.path for change in told}
+
+    @pytest.mark.parametrize("message", [encode_frame(Op.HELLO), encode_frame(Op.SYNC, b"x"), b"\xff" * 9])
+    async def test_anything_else_ends_the_watch_alone(self, init: RunningInit, place: Path, message: bytes) -> None:
+        request = encode_fields(Op.WATCH, {Tag.PATH: str(place)})
+        with trio.socket.from_stdlib_socket(await connect(init.socket)) as stream, trio.fail_after(20):
+            await stream.send(request + message)
+            while await stream.recv(1000):
+                pass
+        await init.wait_idle()
+        await init.client.hello()
 
 
 class TestRefusals:
