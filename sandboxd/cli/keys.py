@@ -4,7 +4,7 @@ import click
 
 from sandboxd.cli.output import json_option, print_json, print_table
 from sandboxd.cli.runner import with_client
-from sandboxd.cli.values import show_age
+from sandboxd.cli.values import SIZE, show_age
 from sandboxd.client import Client
 
 SCOPES = ("read", "write", "admin")
@@ -27,10 +27,32 @@ def key() -> None:
     show_default=True,
     help="What it allows. Repeatable.",
 )
+@click.option(
+    "--tier",
+    type=click.Choice(("beta", "pro", "unlimited")),
+    help="beta: 60 requests a minute, 10 sandboxes; pro: 300 and 50. By default unlimited.",
+)
+@click.option("--max-sandboxes", type=click.IntRange(min=0), metavar="N", help="In place of the tier's.")
+@click.option("--rate", type=click.IntRange(min=1), metavar="N", help="Requests a minute, in place of the tier's.")
+@click.option("--max-memory", type=SIZE, metavar="SIZE", help="Of its sandboxes' limits together, e.g. 4G.")
+@click.option("--max-disk", type=SIZE, metavar="SIZE", help="Of its sandboxes' limits together.")
+@click.option("--own", is_flag=True, help="Let it see and touch only what it has created.")
 @json_option
-def create(name: str, scopes: tuple[str, ...], as_json: bool) -> None:
+def create(
+    name: str,
+    scopes: tuple[str, ...],
+    tier: str | None,
+    max_sandboxes: int | None,
+    rate: int | None,
+    max_memory: int | None,
+    max_disk: int | None,
+    own: bool,
+    as_json: bool,
+) -> None:
     """Create a key and print it: this once, since only its hash is kept."""
-    created = with_client(lambda client: client.create_key(name, scopes=scopes))
+    quota = {"tier": tier, "max_sandboxes": max_sandboxes, "requests_per_minute": rate}
+    quota = {**quota, "max_memory_bytes": max_memory, "max_disk_bytes": max_disk}
+    created = with_client(lambda client: client.create_key(name, scopes=scopes, own=own, **quota))
     if as_json:
         print_json(created.raw)
     else:
@@ -47,12 +69,25 @@ def list_keys(as_json: bool) -> None:
         print_json([item.raw for item in keys])
         return
     print_table(
-        ("ID", "NAME", "SCOPES", "AGE>", "LAST USED>"),
+        ("ID", "NAME", "SCOPES", "SANDBOXES>", "RATE>", "SEES", "AGE>", "LAST USED>"),
         [
-            (item.id, item.name, " ".join(item.scopes), show_age(item.created_at), show_age(item.last_used_at))
+            (
+                item.id,
+                item.name,
+                " ".join(item.scopes),
+                _bound(item.quota.get("max_sandboxes")),
+                _bound(item.quota.get("requests_per_minute")),
+                "its own" if item.own else "all",
+                show_age(item.created_at),
+                show_age(item.last_used_at),
+            )
             for item in keys
         ],
     )
+
+
+def _bound(number: int | None) -> str:
+    return "-" if number is None else str(number)
 
 
 @key.command()

@@ -61,6 +61,17 @@ sandbox_options = _all(
     click.option("--disk", type=SIZE, metavar="SIZE", help="Limit of what it may write to its disk, e.g. 2G."),
 )
 
+ACTIONS = click.Choice(("kill", "pause", "stop"))
+
+# How long a sandbox lives, and what happens then.
+time_options = _all(
+    click.option("--timeout", type=DURATION, metavar="DURATION", help="Its lifetime, e.g. 1h."),
+    click.option("--on-timeout", type=ACTIONS, help="What happens at its end; by default it is killed."),
+    click.option("--idle-timeout", type=DURATION, metavar="DURATION", help="How long it may be idle, e.g. 10m."),
+    click.option("--on-idle", type=ACTIONS, help="What happens then; by default the same as on timeout."),
+    click.option("--auto-resume", is_flag=True, help="Wake it whenever it is needed."),
+)
+
 _LIMITS = {"memory": "memory_bytes", "swap": "swap_bytes", "disk": "disk_bytes"}
 
 

@@ -1,4 +1,4 @@
-"""create, ls, inspect, timeout, rm."""
+"""create, ls, inspect, rm."""
 
 import sys
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import click
 import trio
 
-from sandboxd.cli.options import sandbox_options, sandbox_wish
+from sandboxd.cli.options import sandbox_options, sandbox_wish, time_options
 from sandboxd.cli.output import complain, json_option, print_facts, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
-from sandboxd.cli.values import DURATION, Parsed, assignments_from, parse_lifetime, show_age, show_size, show_time
+from sandboxd.cli.values import assignments_from, show_age, show_size, show_time
 from sandboxd.client import Client, ClientError, Sandbox
 
 # Deleting waits for the kernel more than for us.
@@ -18,12 +18,21 @@ DELETES_AT_ONCE = 8
 
 @click.command()
 @sandbox_options
-@click.option("--timeout", type=DURATION, metavar="DURATION", help="Delete it by itself after this, e.g. 1h.")
+@time_options
 @json_option
-def create(timeout: int | None, as_json: bool, **options: Any) -> None:
+def create(
+    timeout: int | None,
+    on_timeout: str | None,
+    idle_timeout: int | None,
+    on_idle: str | None,
+    auto_resume: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Create a sandbox and print its id."""
     wish = sandbox_wish(**options)
-    sandbox = with_client(lambda client: client.create(**wish, timeout_ms=timeout))
+    wish |= {"timeout_ms": timeout, "on_timeout": on_timeout, "idle_timeout_ms": idle_timeout, "on_idle": on_idle}
+    sandbox = with_client(lambda client: client.create(**wish, auto_resume=auto_resume or None))
     if as_json:
         print_json(sandbox.raw)
     else:
@@ -100,23 +109,13 @@ def _facts(sandbox: Sandbox) -> list[tuple[str, object]]:
         ("ends", sandbox.end_at and show_time(sandbox.end_at)),
         ("ended", sandbox.ended_at and show_time(sandbox.ended_at)),
         ("end reason", sandbox.end_reason),
+        ("on timeout", sandbox.on_timeout if sandbox.end_at else None),
+        ("may be idle", sandbox.idle_timeout_ms and f"{sandbox.idle_timeout_ms / 1000:g} s, then {sandbox.on_idle}"),
+        ("auto resume", "yes" if sandbox.auto_resume else None),
         *((name, show_size(value) if name.endswith(("bytes", "bps")) else value) for name, value in named),
         *((f"env {name}", value) for name, value in sandbox.env.items()),
         *((f"metadata {name}", value) for name, value in sandbox.metadata.items()),
     ]
-
-
-@click.command()
-@click.argument("sandbox", type=SANDBOX)
-@click.argument("lifetime", type=Parsed("duration", parse_lifetime), metavar="DURATION|none")
-@json_option
-def timeout(sandbox: str, lifetime: int | None, as_json: bool) -> None:
-    """Set how long a sandbox may live from now on; "none" until it is deleted."""
-    changed = with_client(lambda client: client.set_timeout(sandbox, timeout_ms=lifetime))
-    if as_json:
-        print_json(changed.raw)
-    else:
-        click.echo(f"ends in {show_age(changed.end_at)}" if changed.end_at else "lives until deleted")
 
 
 @click.command()

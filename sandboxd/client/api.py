@@ -12,6 +12,7 @@ from sandboxd.client.calls import Caller, Command, body_headers, command_wish, g
 from sandboxd.client.code import CodeMethods
 from sandboxd.client.execution import Exec, ExecEvent, read_event
 from sandboxd.client.files import FileMethods
+from sandboxd.client.lifecycle import LifecycleMethods
 from sandboxd.client.models import (
     ApiKey,
     Capabilities,
@@ -32,7 +33,15 @@ from sandboxd.client.watches import WatchMethods
 
 
 class Client(
-    CodeMethods, CommandMethods, FileMethods, PortMethods, PtyMethods, SnapshotMethods, WatchMethods, Caller
+    CodeMethods,
+    CommandMethods,
+    FileMethods,
+    LifecycleMethods,
+    PortMethods,
+    PtyMethods,
+    SnapshotMethods,
+    WatchMethods,
+    Caller,
 ):
     """A daemon's native API. Owns: its idle connections, closed when its context ends.
 
@@ -62,10 +71,14 @@ class Client(
         user: str | None = None,
         workdir: str | None = None,
         hostname: str | None = None,
+        on_timeout: str | None = None,
+        idle_timeout_ms: int | None = None,
+        on_idle: str | None = None,
+        auto_resume: bool | None = None,
     ) -> Sandbox:
         """`limits`: memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps, disk_bytes.
 
-        None is the default.
+        `on_timeout` and `on_idle`: kill, pause or stop. None is the default.
         """
         wish = given(
             image=image,
@@ -78,6 +91,10 @@ class Client(
             user=user,
             workdir=workdir,
             hostname=hostname,
+            on_timeout=on_timeout,
+            idle_timeout_ms=idle_timeout_ms,
+            on_idle=on_idle,
+            auto_resume=auto_resume,
         )
         return Sandbox.read(await self._call("POST", "/v1/sandboxes", wish))
 
@@ -101,10 +118,6 @@ class Client(
     async def delete(self, sandbox: str) -> None:
         """Returns once nothing of it is left."""
         await self._call("DELETE", sandbox_path(sandbox))
-
-    async def set_timeout(self, sandbox: str, *, timeout_ms: int | None) -> Sandbox:
-        """Its lifetime from now; None lets it live until it is deleted."""
-        return Sandbox.read(await self._call("POST", sandbox_path(sandbox, "timeout"), {"timeout_ms": timeout_ms}))
 
     async def metrics(self, sandbox: str) -> Metrics:
         return Metrics.read(await self._call("GET", sandbox_path(sandbox, "metrics")))
@@ -234,9 +247,14 @@ class Client(
 
     # Keys
 
-    async def create_key(self, name: str, *, scopes: Sequence[str]) -> ApiKey:
-        """The only answer that contains the key itself."""
-        return ApiKey.read(await self._call("POST", "/v1/keys", {"name": name, "scopes": [*scopes]}))
+    async def create_key(self, name: str, *, scopes: Sequence[str], own: bool = False, **quota: Any) -> ApiKey:
+        """The only answer that contains the key itself.
+
+        `own`: it sees what it created alone. `quota`: tier, max_sandboxes, requests_per_minute, max_memory_bytes,
+        max_disk_bytes.
+        """
+        wish = {"name": name, "scopes": [*scopes], "own": own, **given(**quota)}
+        return ApiKey.read(await self._call("POST", "/v1/keys", wish))
 
     async def keys(self) -> list[ApiKey]:
         return [ApiKey.read(raw) for raw in (await self._call("GET", "/v1/keys"))["keys"]]

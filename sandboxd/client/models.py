@@ -79,8 +79,14 @@ class Sandbox(Model):
     started_at: datetime | None = field(default=None, metadata=TIME)
     ended_at: datetime | None = field(default=None, metadata=TIME)
     end_at: datetime | None = field(default=None, metadata=TIME)
-    """when it will be deleted by itself"""
+    """when its lifetime is over"""
     end_reason: str | None = None
+    paused_at: datetime | None = field(default=None, metadata=TIME)
+    on_timeout: str = ""
+    """kill, pause or stop"""
+    idle_timeout_ms: int | None = None
+    on_idle: str = ""
+    auto_resume: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Json = field(default_factory=dict)
@@ -277,6 +283,9 @@ class ApiKey(Model):
     id: str
     name: str
     scopes: tuple[str, ...] = field(default=(), metadata=TUPLE)
+    quota: Json = field(default_factory=dict)
+    """max_sandboxes, requests_per_minute, max_memory_bytes, max_disk_bytes; None is not bounded"""
+    own: bool = False
     created_at: datetime | None = field(default=None, metadata=TIME)
     last_used_at: datetime | None = field(default=None, metadata=TIME)
     key: str | None = None

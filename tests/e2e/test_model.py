@@ -5,6 +5,7 @@ between the daemon is killed and restarted, with commands in the background that
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,15 @@ from tests.support.waiting import wait_until
 SANDBOXES = "/v1/sandboxes"
 NAMES = ["one", "two", "three"]
 # What is worth its time: a run of these takes about half a minute, most of it restarts.
-EXAMPLES = 6
+EXAMPLES = 8
 STEPS = 14
+# What each change makes of a sandbox, by the state it is in; what is not here is refused.
+CHANGES = {
+    "pause": {"running": "paused"},
+    "resume": {"paused": "running"},
+    "stop": {"running": "stopped", "paused": "stopped"},
+    "start": {"stopped": "running", "exited": "running"},
+}
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Expected:
     files: dict[str, str] = field(default_factory=dict)
     background: int = 0
     """processes that run in it though no client follows them"""
+    status: str = "running"
 
 
 class Sandboxes(RuleBasedStateMachine):
@@ -77,19 +86,59 @@ class Sandboxes(RuleBasedStateMachine):
         answer = self.daemon.call(
             "POST", f"{SANDBOXES}/{sandbox.id}/shell", {"cmd": f"cat > ~/{file}", "stdin": text}
         )
-        assert answer.status == (200 if sandbox.id in self.alive else 404)
-        sandbox.files[file] = text
+        assert answer.status == self.status_of_use(sandbox)
+        if answer.status == 200:
+            sandbox.files[file] = text
+
+    def status_of_use(self, sandbox: Expected) -> int:
+        """What whoever needs its machine is answered."""
+        if sandbox.id not in self.alive:
+            return 404
+        return 200 if sandbox.status == "running" else 409
+
+    @rule(sandbox=sandboxes, verb=st.sampled_from(sorted(CHANGES)))
+    def change(self, sandbox: Expected, verb: str) -> None:
+        answer = self.daemon.call("POST", f"{SANDBOXES}/{sandbox.id}/{verb}")
+        after = CHANGES[verb].get(sandbox.status)
+        assert answer.status == (404 if sandbox.id not in self.alive else 200 if after else 409)
+        if answer.status == 200:
+            assert answer.json["status"] == after
+            self.become(sandbox, str(after))
+
+    def become(self, sandbox: Expected, status: str) -> None:
+        sandbox.status = status
+        if status in {"stopped", "exited"}:
+            sandbox.background = 0
+
+    @rule(sandbox=sandboxes, action=st.sampled_from(["pause", "stop"]))
+    def expire(self, sandbox: Expected, action: str) -> None:
+        if sandbox.id in self.alive:
+            path = f"{SANDBOXES}/{sandbox.id}/timeout"
+            assert self.daemon.call("POST", path, {"timeout_ms": 1, "on_timeout": action}).status == 200
+            after = CHANGES[action].get(sandbox.status, sandbox.status)
+            wait_until(lambda: self.daemon.view(sandbox.id)["end_at"] is None)
+            wait_until(lambda: self.daemon.view(sandbox.id)["status"] == after)
+            self.become(sandbox, after)
+            # Its lifetime was used up, and would begin anew with the next start.
+            assert self.daemon.call("POST", path, {"timeout_ms": None}).status == 200
+
+    @rule(sandbox=sandboxes)
+    def kill_init(self, sandbox: Expected) -> None:
+        if sandbox.id in self.alive and sandbox.status in {"running", "paused"}:
+            os.kill(witnesses.init_of(sandbox.id), signal.SIGKILL)
+            wait_until(lambda: self.daemon.view(sandbox.id)["status"] == "exited")
+            self.become(sandbox, "exited")
 
     @rule(sandbox=sandboxes)
     def start_in_the_background(self, sandbox: Expected) -> None:
-        if sandbox.id in self.alive:
+        if self.status_of_use(sandbox) == 200:
             result = self.daemon.shell(sandbox.id, "setsid sleep 600 > /dev/null 2>&1 & echo up")
             assert result["stdout"] == "up\n"
             sandbox.background += 1
 
     @rule(sandbox=sandboxes)
     def look_inside(self, sandbox: Expected) -> None:
-        if sandbox.id in self.alive:
+        if self.status_of_use(sandbox) == 200:
             read = "cd; for file in *; do [ -e $file ] && echo $file=$(cat $file); done; pgrep -c sleep; true"
             *files, sleepers = self.daemon.shell(sandbox.id, read)["stdout"].split()
             assert dict(line.split("=") for line in files) == sandbox.files
@@ -97,7 +146,7 @@ class Sandboxes(RuleBasedStateMachine):
 
     @rule(sandbox=sandboxes)
     def time_out(self, sandbox: Expected) -> None:
-        if sandbox.id in self.alive:
+        if self.status_of_use(sandbox) == 200:
             result = self.daemon.shell(sandbox.id, "setsid sleep 601 & sleep 602", timeout_ms=100)
             assert result["timed_out"]
 
@@ -114,7 +163,7 @@ class Sandboxes(RuleBasedStateMachine):
         views = self.daemon.views()
         assert [view["id"] for view in views] == list(self.alive)  # oldest first
         assert [(view["name"], view["status"]) for view in views] == [
-            (each.name, "running") for each in self.alive.values()
+            (each.name, each.status) for each in self.alive.values()
         ]
         assert witnesses.disagreement(self.daemon, ignore=witnesses.IN_THE_BACKGROUND) == {}
 
