@@ -126,13 +126,15 @@ class Kernel:
     async def _greet(self) -> None:
         deadline = asyncio.get_running_loop().time() + START_LIMIT
         listener = Greeting()
+        patience = GREETING_INTERVAL
         while asyncio.get_running_loop().time() < deadline:
             listener = Greeting()
             self._send("kernel_info_request", {}, {}, listener)
-            if await listener.wait_ended(GREETING_INTERVAL):
+            if await listener.wait_ended(patience):
                 if listener.ended.result() == "idle":
                     return
                 break
+            patience *= 2  # or a kernel on a busy machine would never catch up with the greetings
         await self.kill("")
         raise KernelFailed(f"cannot start a kernel: it did not answer; it said {listener.said.strip()!r}")
 
