@@ -174,6 +174,19 @@ class Cgroup:
         """Whether every process (here and below) is stopped now."""
         return self._events()["frozen"] == 1
 
+    def reclaim(self, amount: int) -> bool:
+        """Have the kernel take so many bytes of memory back: page cache, and what it can swap out. Takes a while.
+
+        False when it did not get that much, or cannot be asked (no memory controller; Linux before 5.19).
+        """
+        try:
+            _write(self.path / "memory.reclaim", str(amount))
+        except OSError as error:
+            if error.errno in {errno.EAGAIN, errno.ENOENT, errno.EINVAL}:
+                return False
+            raise
+        return True
+
     @property
     def populated(self) -> bool:
         """Whether a process that is not a zombie is here or below."""

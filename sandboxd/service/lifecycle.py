@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Beyond the grace that the processes are given: for sandbox-init to reap them.
 SHUTDOWN_MARGIN = 2.0
+RECLAIM_STEP = 16 * 1024 * 1024
 # What processes have after SIGTERM when nobody is there to say.
 EXPIRY_GRACE = 5.0
 
@@ -65,6 +66,8 @@ class Lifecycle:
         event = new_event(EventKind.PAUSED, entry.sandbox.id)
         await self._journal.confirm(entry, SandboxState.PAUSED, [event], paused_at=event.at)
         crash_point("pause:confirmed")
+        if entry.residents is not None:
+            entry.start_resident(_give_memory_back, entry)
 
     async def resume(self, entry: Entry) -> None:
         """Let every process go on from where it stood."""
@@ -210,6 +213,14 @@ def _live(entry: Entry) -> RunningMachine:
     if entry.running is None or entry.running.ended():
         raise SandboxLost(f"cannot go on: sandbox {entry.sandbox.id} has just ended by itself")
     return entry.running
+
+
+async def _give_memory_back(entry: Entry) -> None:
+    """Of a sandbox that stands still, as far as it is not needed to go on; in steps, for it may be resumed."""
+    cgroup = entry.require_machine().cgroup
+    while cgroup is not None and entry.sandbox.state is SandboxState.PAUSED:
+        if not await trio.to_thread.run_sync(cgroup.reclaim, RECLAIM_STEP):
+            return
 
 
 async def _ask_to_end(running: RunningMachine, grace: float, *, was_paused: bool) -> None:

@@ -53,6 +53,32 @@ def test_memory_over_the_limit_is_killed_and_told(tree: CgroupTree) -> None:
     assert counted.memory_current < 32 * MIB
 
 
+def test_a_frozen_cgroup_gives_its_page_cache_back(tree: CgroupTree) -> None:
+    cached = tree.create("cached")
+    # A file system with a disk under it; the program stays, so that there is something to freeze.
+    path = Path(DISK) / "cached"
+    program = f"""
+import os, time
+with open({str(path)!r}, "wb") as file:
+    file.write(bytes(48 << 20))
+    os.fsync(file.fileno())
+print(1, flush=True)
+time.sleep(600)"""
+    with process_in(cached, (sys.executable, "-ISc", program)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        cached.freeze()
+        wait_until(lambda: cached.frozen, cached)
+        before = cached.statistics().memory_current
+        assert cached.reclaim(16 * MIB)
+        assert cached.statistics().memory_current < before - 12 * MIB
+        while cached.reclaim(16 * MIB):
+            pass
+        assert cached.statistics().memory_current < 16 * MIB
+        assert cached.frozen
+    path.unlink()
+
+
 def test_memory_under_the_limit_is_left_alone(tree: CgroupTree) -> None:
     roomy = tree.create("roomy", CgroupLimits(memory_max=256 * MIB, swap_max=0))
     with process_in(roomy, hog(64)) as process:
