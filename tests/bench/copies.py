@@ -90,7 +90,12 @@ def _timed(figure: Figure, client: RawClient, path: str, body: Any) -> Any:
 
 def _copied(daemon: Daemon, sandbox: str, snapshot: Any, volume: str, size: str) -> Figure:
     """`cp -a` of what the sandbox stands on, beside it, in the daemon's own view of the disk."""
-    figure = Figure(row=f"cp -a {size}", system=volume, unit="ms", note="the same files, on the same disk")
+    figure = Figure(
+        row=f"cp -a {size}",
+        system=volume,
+        unit="ms",
+        note="the same files on the same disk, blocks shared where it can",
+    )
     trees = [path / "upper/home" for path in (daemon.volume / "layers").iterdir() if (path / "upper/home").exists()]
     if not trees:
         raise TrialFailed(f"nothing to copy of {sandbox} and {snapshot['id']}")
