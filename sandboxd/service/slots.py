@@ -15,7 +15,7 @@ from collections import deque
 import trio
 
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import SandboxdError, Unavailable
+from sandboxd.errors import LaunchFailed, SandboxdError, Unavailable
 from sandboxd.isolation.plan import IdRange, Slot
 from sandboxd.service.entry import Host
 from sandboxd.service.machines import end_cgroup
@@ -46,7 +46,7 @@ class Slots:
     def take(self) -> Slot:
         """One that waits, if there is one; otherwise one whose process the launch has to make first.
 
-        Raises: Unavailable when there is no free id range or no space.
+        Raises: Unavailable when there is no free id range or no space, LaunchFailed.
         """
         self._taken.set()
         while self._ready:
@@ -118,7 +118,7 @@ class Slots:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 message = "cannot create the sandbox: no space left in the state directory"
                 raise Unavailable(message, kind="no_space") from error
-            raise
+            raise LaunchFailed(f"cannot create the sandbox: {error}") from error
         return slot
 
     async def _drop(self, slot: Slot) -> None:
