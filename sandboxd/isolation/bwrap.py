@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+import time
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from sandboxd.model import Machine
 
 READY_LIMIT = 20.0
 SAID_LIMIT = 2000
+KILL_PAUSE = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +239,11 @@ async def _said(error: Pipe) -> str:
 
 
 def _kill_marked(sandboxes: frozenset[str]) -> None:
-    for pid in marked_processes(sandboxes):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """In a thread. Until a look finds none: a bwrap may have forked while we looked, and killed before it has told its
+    child to go on, it leaves that child to wait for ever."""
+    deadline = time.monotonic() + KILL_LIMIT
+    while (found := list(marked_processes(sandboxes))) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(KILL_PAUSE)
