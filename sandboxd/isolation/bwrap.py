@@ -107,26 +107,28 @@ class BwrapBackend:
             slot, bwrap=self._bwrap, max_processes=self._max_processes, in_cgroup=cgroup is not None
         )
         with contextlib.ExitStack() as stack:
-            error, info, gate = stack.enter_context(Pipe()), stack.enter_context(Pipe()), Gate()
+            error, gate = stack.enter_context(Pipe()), Gate()
             stack.callback(gate.close)
+            # No pipe: without us to read it, SIGPIPE would end bwrap before it has told its child to go on.
+            info = memory_file("")
+            stack.callback(os.close, info)
             monitor = await self._fork(slot, request, cgroup, error, info, gate)
             crash_point("slot:forked")
             try:
                 with trio.fail_after(READY_LIMIT):
-                    pid = await _child_pid(info)
                     await gate.wait_reached()
-                    running = _running(slot, pid, monitor, cgroup)
+                    running = _running(slot, _child_pid(info), monitor, cgroup)
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await _undo(monitor, cgroup)
                 error.close_write_end()
                 raise await _explained(slot.sandbox, request, error, failure) from failure
-            info.close()
             stack.pop_all()
+            os.close(info)
         return _Waiting(request=request, running=running, gate=gate, error=error)
 
     async def _fork(
-        self, slot: Slot, request: StartRequest, cgroup: Cgroup | None, error: Pipe, info: Pipe, gate: Gate
+        self, slot: Slot, request: StartRequest, cgroup: Cgroup | None, error: Pipe, info: int, gate: Gate
     ) -> int:
         """Have the fork server run the request; the monitor's pid."""
         with contextlib.ExitStack() as stack:
@@ -134,7 +136,7 @@ class BwrapBackend:
             descriptors = {
                 "error": error.write_end,
                 "listener": listener.fileno(),
-                "info": info.write_end,
+                "info": info,
                 "seccomp": stack.enter_context(closing(seccomp.profile_descriptor(self._profile))),
                 "boot_id": stack.enter_context(closing(memory_file(slot.boot_id + "\n"))),
                 "gate": gate.read_end,
@@ -143,7 +145,6 @@ class BwrapBackend:
                 descriptors["cgroup"] = stack.enter_context(closing(cgroup.open_fd()))
             pid = await self._launcher.start(request, descriptors)
         error.close_write_end()
-        info.close_write_end()
         gate.close_read_end()
         return pid
 
@@ -187,12 +188,9 @@ async def _beside(work: Meanwhile | None, running: RunningMachine) -> AsyncItera
         raise first_leaf(group) from group
 
 
-async def _child_pid(info: Pipe) -> int:
-    """The host pid of what will be sandbox-init, from what bwrap writes (`--info-fd`) the moment it has forked."""
-    told = await info.read_all()
-    if not told:
-        raise OSError("bwrap ended before it started the sandbox")
-    return int(json.loads(told)["child-pid"])
+def _child_pid(info: int) -> int:
+    """The host pid of what will be sandbox-init, from what bwrap has written (`--info-fd`) before it let it go on."""
+    return int(json.loads(os.pread(info, 4096, 0))["child-pid"])
 
 
 def _running(slot: Slot, pid: int, monitor: int, cgroup: Cgroup | None) -> RunningMachine:
@@ -239,8 +237,8 @@ async def _said(error: Pipe) -> str:
 
 
 def _kill_marked(sandboxes: frozenset[str]) -> None:
-    """In a thread. Until a look finds none: a bwrap may have forked while we looked, and killed before it has told its
-    child to go on, it leaves that child to wait for ever."""
+    """In a thread. Until a look finds none: a bwrap may have forked while we looked, and killed before it has told
+    its child to go on, it leaves that child to wait for ever."""
     deadline = time.monotonic() + KILL_LIMIT
     while (found := list(marked_processes(sandboxes))) and time.monotonic() < deadline:
         for pid in found:
