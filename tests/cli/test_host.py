@@ -81,7 +81,7 @@ def complete(ctl: Ctl, line: str) -> list[str]:
 def test_commands_options_and_sandboxes_are_completed(ctl: Ctl, root_daemon: Daemon) -> None:
     root_daemon.create(name="blue")
     root_daemon.create(name="black")
-    assert complete(ctl, "sandboxctl ex") == ["exec"]
+    assert complete(ctl, "sandboxctl exe") == ["exec"]
     assert complete(ctl, "sandboxctl rm --a") == ["--all"]
     assert complete(ctl, "sandboxctl inspect bl") == ["blue", "black"]
 

@@ -17,7 +17,7 @@ async def test_the_daemon(client: Client) -> None:
     assert (await client.health()).status == "ok"
     able = await client.capabilities()
     assert (able.version, able.default_image) == (__version__, "base")
-    assert set(able.limits) == {"memory", "swap", "pids", "cpu", "io"}
+    assert set(able.limits) == {"memory", "swap", "pids", "cpu", "io", "disk"}
 
 
 async def test_the_life_of_a_sandbox(client: Client) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.daemon import Answer, Daemon
 from tests.support.sandbox import Box
+from tests.support.waiting import PATIENCE
 
 MIB = 1 << 20
 
@@ -159,7 +160,7 @@ def timed_out(box: Box, command: str, **body: object) -> Answer:
     """Run it with a timeout that it has to be killed by; nothing of it may be left then."""
     began = time.monotonic()
     result = box.shell(command, timeout_ms=1000, **body)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < PATIENCE
     assert result["timed_out"]
     assert box.processes() == []
     return result
@@ -213,7 +214,7 @@ def test_one_that_closes_its_output_and_lives_on_is_waited_for(box: Box) -> None
 def test_a_background_process_that_holds_the_output_does_not_hold_up_the_answer(box: Box) -> None:
     began = time.monotonic()
     result = box.shell("echo up; sleep 600 &")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < PATIENCE
     assert (result["stdout"], result["exit_code"], result["output_incomplete"]) == ("up\n", 0, True)
     assert [process for process in box.processes() if "sleep" in process] != []
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,8 @@ class Daemon:
     descriptors: tuple[int, ...] = ()
     """passed on to it"""
     process: subprocess.Popen[bytes] | None = None
+    at_rest: Counter[str] = field(default_factory=Counter)
+    """descriptors of a shared daemon that has nothing to do, and all of its slots"""
 
     def __post_init__(self) -> None:
         census.cgroup_names.add(self.cgroup_name)

@@ -94,7 +94,8 @@ def delegated_daemon(user: pwd.struct_passwd, small_image: Path) -> Iterator[Dae
 def test_limits_hold_without_root(delegated_daemon: Daemon) -> None:
     capabilities = delegated_daemon.call("GET", "/v1/capabilities").json
     assert capabilities["rootless"]
-    assert capabilities["limits"] == dict.fromkeys(("memory", "swap", "pids", "cpu", "io"), True)
+    # A disk limit takes the pool; tests/e2e/test_pool.py has one.
+    assert capabilities["limits"] == {**dict.fromkeys(("memory", "swap", "pids", "cpu", "io"), True), "disk": False}
     limits = {"memory_bytes": 32 * MIB, "swap_bytes": 0, "pids": 20}
     sandbox = delegated_daemon.create(image="small", limits=limits)
     # A line that never ends: tail keeps it all.
