@@ -1,7 +1,9 @@
 """Sandboxes paused and resumed, stopped and started, through the API of a real daemon."""
 
+import contextlib
 import os
 import signal
+import socket
 
 from tests.e2e.test_lifecycle import SANDBOXES, at_once
 from tests.support import witnesses
@@ -37,6 +39,21 @@ def ticking(daemon: Daemon) -> str:
     daemon.shell(sandbox, TICKS)
     wait_until(lambda: ticks_of(sandbox) > 0)
     return sandbox
+
+
+def stubborn(daemon: Daemon) -> str:
+    """A sandbox with a process that ignores SIGTERM from its fork on: what is ignored is inherited."""
+    sandbox = daemon.create()
+    daemon.shell(sandbox, "mkfifo ~/end; trap '' TERM; head -n 1 ~/end > /dev/null 2>&1 &")
+    return sandbox
+
+
+def let_end(daemon: Daemon, sandbox: str) -> None:
+    """Give the stubborn process the line that it waits for; return when the sandbox has stopped."""
+    # Read and write: opening waits for no reader, and the line is kept for one that is late.
+    with open(f"/proc/{witnesses.init_of(sandbox)}/root/home/user/end", "r+b", buffering=0) as fifo:
+        fifo.write(b"\n")
+        wait_until(lambda: daemon.view(sandbox)["status"] == "stopped")
 
 
 def test_a_paused_sandbox_stands_still_and_goes_on_where_it_stood(daemon: Daemon) -> None:
@@ -119,8 +136,7 @@ def test_stopping_lets_processes_end_in_good_order_unless_it_is_to_be_at_once(da
 
 
 def test_what_ignores_the_request_to_end_is_killed_after_the_grace(daemon: Daemon) -> None:
-    sandbox = daemon.create()
-    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
+    sandbox = stubborn(daemon)
     assert changed(daemon, sandbox, "stop", {"grace_ms": 50}) == "stopped"
     assert witnesses.disagreement(daemon) == {}
 
@@ -147,8 +163,7 @@ def test_of_many_changes_at_once_one_at_a_time_is_done_and_the_rest_refused(daem
 
 
 def test_a_deletion_cuts_a_slow_stop_short(daemon: Daemon) -> None:
-    sandbox = daemon.create()
-    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
+    sandbox = stubborn(daemon)
 
     def delete() -> Answer:
         wait_until(lambda: daemon.view(sandbox)["status"] == "stopping")
@@ -160,22 +175,23 @@ def test_a_deletion_cuts_a_slow_stop_short(daemon: Daemon) -> None:
 
 
 def test_a_client_that_leaves_does_not_undo_what_it_asked_for(daemon: Daemon) -> None:
-    sandbox = daemon.create()
-    daemon.shell(sandbox, "setsid sh -c \"trap '' TERM; while :; do sleep 600; done\" > /dev/null 2>&1 &")
-    connection = daemon.connect()
-    connection.request("POST", f"{SANDBOXES}/{sandbox}/stop", b'{"grace_ms": 300}')
-    wait_until(lambda: daemon.view(sandbox)["status"] == "stopping")
-    connection.close()
-    wait_until(lambda: daemon.view(sandbox)["status"] == "stopped")
+    sandbox = stubborn(daemon)
+    with contextlib.closing(daemon.connect()) as connection:
+        connection.request("POST", f"{SANDBOXES}/{sandbox}/stop", b'{"grace_ms": 600000}')
+        wait_until(lambda: daemon.view(sandbox)["status"] == "stopping")
+        # To leave by halves tells when the daemon has seen it: then it closes the other half.
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.sock.recv(1) == b""
+    assert daemon.view(sandbox)["status"] == "stopping"
+    let_end(daemon, sandbox)
 
 
 def test_a_command_whose_client_left_during_the_pause_is_ended_by_the_resume(daemon: Daemon) -> None:
     sandbox = daemon.create()
-    connection = daemon.connect()
-    connection.request("POST", f"{SANDBOXES}/{sandbox}/shell", b'{"cmd": "sleep 601"}')
-    wait_until(lambda: daemon.shell(sandbox, "pgrep -x sleep")["exit_code"] == 0)
-    changed(daemon, sandbox, "pause")
-    connection.close()
+    with contextlib.closing(daemon.connect()) as connection:
+        connection.request("POST", f"{SANDBOXES}/{sandbox}/shell", b'{"cmd": "sleep 601"}')
+        wait_until(lambda: daemon.shell(sandbox, "pgrep -x sleep")["exit_code"] == 0)
+        changed(daemon, sandbox, "pause")
     changed(daemon, sandbox, "resume")
     wait_until(lambda: daemon.shell(sandbox, "pgrep -x sleep")["exit_code"] == 1)
 
