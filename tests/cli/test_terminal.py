@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,9 +38,25 @@ class Tmux:
 
     def wait_for(self, text: str, *, times: int = 1) -> None:
         """Until a line of the screen begins with `text`, so often."""
+
+        def shown(screen: str) -> bool:
+            return sum(line.startswith(text) for line in screen.splitlines()) >= times
+
+        self._wait_until(shown, text)
+
+    def wait_for_prompt(self) -> None:
+        """Until the local shell asks for the next line: what is typed earlier, `sandboxctl` may take."""
+        self._wait_until(lambda screen: screen.splitlines()[-1:] == [PROMPT], "the prompt")
+
+    def clear(self) -> None:
+        """Have nothing but a prompt on the screen, so that no text of before is waited for."""
+        self.type("clear")
+        self._wait_until(lambda screen: screen == PROMPT, "only the prompt")
+
+    def _wait_until(self, shown: Callable[[str], bool], what: str) -> None:
         deadline = time.monotonic() + LIMIT
-        while sum(line.startswith(text) for line in self.screen().splitlines()) < times:
-            assert time.monotonic() < deadline, f"{text!r} did not appear on the screen:\n{self.screen()}"
+        while not shown(screen := self.screen()):
+            assert time.monotonic() < deadline, f"{what!r} did not appear on the screen:\n{screen}"
             time.sleep(0.02)
 
 
@@ -59,7 +75,7 @@ def open_terminal(ctl: Ctl) -> Iterator[Tmux]:
     tmux.call("new-session", "-d", "-x", "80", "-y", "24", shell)
     try:
         tmux.type("sandboxctl() { " + shlex.join(PROGRAM) + ' "$@"; }; clear')
-        tmux.wait_for(PROMPT)
+        tmux.wait_for_prompt()
         yield tmux
     finally:
         tmux.call("kill-server")
@@ -103,7 +119,7 @@ def test_run_uses_the_terminal_by_itself(terminal: Tmux, root_daemon: Daemon) ->
     terminal.type("typed")
     terminal.wait_for("typed", times=2)  # the terminal's echo, and cat's
     terminal.key("C-d")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
     assert_restored(terminal)
     assert root_daemon.call("GET", "/v1/sandboxes").json["sandboxes"] == []
 
@@ -157,7 +173,7 @@ def test_a_shell_is_left_and_come_back_to(terminal: Tmux, sandbox: str, root_dae
     terminal.wait_for("sandboxctl: detached; come back with")
     terminal.wait_for("status=0")
     assert_restored(terminal)
-    terminal.type("clear")
+    terminal.clear()
     terminal.type(f"sandboxctl attach {sandbox}; echo status=$?")
     terminal.wait_for("user@sandbox")
     terminal.type("stty size; echo again $word; exit 5")
@@ -179,11 +195,12 @@ def test_what_a_program_asked_its_terminal_is_not_answered_again(terminal: Tmux,
     terminal.key("C-p")
     terminal.key("C-q")
     terminal.wait_for("sandboxctl: detached")
-    terminal.type(f"clear; sandboxctl attach {sandbox}")
+    terminal.clear()
+    terminal.type(f"sandboxctl attach {sandbox}")
     terminal.wait_for("asked")
     terminal.type("echo 'typed'; exit")  # after what would have been typed before it
     terminal.wait_for("typed")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
     assert "?1;2c" not in terminal.screen()
 
 
@@ -196,13 +213,14 @@ def test_a_shell_survives_its_terminal_and_its_program(terminal: Tmux, sandbox: 
     (child,) = subprocess.run(["pgrep", "-P", pid], check=True, capture_output=True, text=True).stdout.split()
     subprocess.run(["kill", "-KILL", child], check=True)
     terminal.wait_for("status=137")
-    terminal.type("reset; clear")
+    terminal.type("reset")
+    terminal.clear()
     terminal.type(f"sandboxctl attach {sandbox} {pty_of(root_daemon, sandbox)}")
     terminal.wait_for("user@sandbox")
     terminal.type("echo again $word")
     terminal.wait_for("again kept")
     terminal.type("exit")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
 
 
 def test_a_full_screen_program_is_drawn_again(terminal: Tmux, sandbox: str) -> None:
@@ -216,8 +234,7 @@ def test_a_full_screen_program_is_drawn_again(terminal: Tmux, sandbox: str) -> N
     terminal.key("C-p")
     terminal.key("C-q")
     terminal.wait_for("sandboxctl: detached")
-    terminal.type("clear")
-    terminal.wait_for(PROMPT)
+    terminal.clear()
     terminal.type(f"sandboxctl attach {sandbox}")
     terminal.wait_for("500")
     terminal.type("g")
@@ -227,7 +244,7 @@ def test_a_full_screen_program_is_drawn_again(terminal: Tmux, sandbox: str) -> N
     terminal.key("q")
     terminal.wait_for("user@sandbox")
     terminal.type("exit")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
     assert_restored(terminal)
 
 
@@ -244,7 +261,7 @@ def test_utf_8_and_a_paste_arrive_as_they_are(terminal: Tmux, sandbox: str) -> N
     terminal.key("Enter")
     terminal.wait_for("thrée")
     terminal.type("exit")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
     assert_restored(terminal)
 
 
@@ -265,7 +282,7 @@ def test_another_client_takes_over(terminal: Tmux, sandbox: str, ctl: Ctl) -> No
         assert_restored(terminal)
         other.wait_for("user@sandbox")
         other.type("exit")
-        other.wait_for(PROMPT)
+        other.wait_for_prompt()
 
 
 def test_a_restart_of_the_daemon_is_hardly_noticed(own_root_daemon: Daemon) -> None:
@@ -291,7 +308,7 @@ def test_top_refreshes_until_ctrl_c(terminal: Tmux, sandbox: str, root_daemon: D
     later = root_daemon.create()
     terminal.wait_for(later)
     terminal.key("C-c")
-    terminal.wait_for(PROMPT)
+    terminal.wait_for_prompt()
     assert_restored(terminal)
 
 
