@@ -246,6 +246,8 @@ def test_a_damaged_pool_is_told(host: Daemon) -> None:
         os.pwrite(file.fileno(), b"\xff" * 3000, 0x10060)
     refused_to_start(host, "btrfs check")
     assert attached(pool_file(host)) == []
+    assert storage(host, "destroy", "--force").returncode == 0
+    host.start()
 
 
 def test_without_root_there_is_no_pool(user_image_dir: Path) -> None:
