@@ -20,6 +20,7 @@ from sandboxd.kernel import syscalls
 log = logging.getLogger(__name__)
 
 _ONLY_HERE: Final = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+_BUILDING: Final = ".building-"
 _MOUNT_POINTS: Final = (("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777))
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,17 +46,40 @@ def locked(directory: Path) -> Iterator[None]:
 @contextmanager
 def sole_builder(directory: Path, key: str, waiting: Callable[[], None]) -> Iterator[None]:
     """Exclude others who would make the same image: they wait, and find it made. `waiting` is called if we do."""
-    path = directory / f".building-{key}"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    path = directory / f"{_BUILDING}{key}"
+    with _lock_file(path, waiting):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock_file(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Make and lock a file that whoever holds it deletes: the one locked has to be the one that is there yet."""
+    while True:
+        with open(path, "w") as file:
+            if not _try_lock(file.fileno()):
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(path, file.fileno()):
+                yield
+                return
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -99,6 +123,15 @@ def sweep(directory: Path) -> None:
         abandoned = [path for path in directory.glob(".tmp-*") if not _is_locked(path)]
     for path in abandoned:
         remove_tree(path)
+    for path in directory.glob(f"{_BUILDING}*"):
+        _sweep_lock_file(path)
+
+
+def _sweep_lock_file(path: Path) -> None:
+    """Delete what a builder that was killed left; the next one of the same image would take it over, if it comes."""
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        if _try_lock(file.fileno()) and _is_at(path, file.fileno()):
+            path.unlink()
 
 
 def move_away(path: Path) -> Path:
@@ -185,9 +218,6 @@ def syncfs(descriptor: int) -> None:
 def _is_locked(path: Path) -> bool:
     try:
         with open_directory(path) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not _try_lock(descriptor)
     except FileNotFoundError:
         return True
-    return False

@@ -6,6 +6,7 @@
     <directory>/names.json              name -> digest
     <directory>/.lock                   held while any of these change
     <directory>/.tmp-*                  work in progress, locked by whoever is at it; swept once nobody is
+    <directory>/.building-*             a lock on the making of one image; goes the same way
 
 Several daemons may share the directory. Nothing appears under its digest before it is complete and on disk. Only the
 store's owner can enter the directory, because images hold setuid programs of whoever made them.

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from sandboxd.config import find_asset
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
+from sandboxd.service import image_files
 from sandboxd.service.image_build import build_image
 from sandboxd.service.images import ImageStore
 from sandboxd.service.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, load_recipe, recipe_key
@@ -253,6 +256,24 @@ def wait_for_release(images: Path) -> None:
     """Wait, without guessing how long, until nobody holds the build's directory: its lock was given to all of it."""
     (work,) = images.glob(".tmp-*")
     subprocess.run(["flock", str(work), "true"], check=True)
+
+
+def test_builds_of_the_same_take_turns_whatever_is_swept_meanwhile(tmp_path: Path) -> None:
+    def build(waiting: Callable[[], None]) -> list[str]:
+        with image_files.sole_builder(tmp_path, "key", waiting):
+            image_files.sweep(tmp_path)
+            return sorted(os.listdir(tmp_path))
+
+    waits = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        with image_files.sole_builder(tmp_path, "key", waits.set):
+            image_files.sweep(tmp_path)
+            second = threads.submit(build, waits.set)
+            assert waits.wait(30)
+        assert second.result(30) == [".building-key", ".lock"]
+    (tmp_path / ".building-killed").touch()
+    image_files.sweep(tmp_path)
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 # -- the host image -----------------------------------------------------------------------------------------------
