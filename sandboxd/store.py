@@ -316,7 +316,16 @@ class Store:
             with self._connection as db:
                 return work(db)
         except sqlite3.OperationalError as error:
-            raise Unavailable(f"cannot record the change: {error}; free space in the state directory") from error
+            raise Unavailable(
+                f"cannot record the change: {error}; free space in the state directory: delete sandboxes or snapshots "
+                "that nobody needs",
+                kind="no_space" if _is_full(error) else None,
+            ) from error
+
+
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    """What Python's module says itself, and not SQLite, has no code."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _put_sandbox(db: sqlite3.Connection, sandbox: Sandbox) -> None:

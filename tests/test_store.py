@@ -152,8 +152,9 @@ async def test_a_transaction_that_fails_changes_nothing(store: Store, path: Path
 
 async def test_a_disk_that_fails_is_said_to_be_in_the_way(store: Store, path: Path) -> None:
     store._connection.execute("PRAGMA max_page_count = 8")  # as small as it is now: the next page is one too many
-    with pytest.raises(Unavailable, match="free space"):
+    with pytest.raises(Unavailable, match="free space") as full:
         await store.save(sandbox(1, spec=SandboxSpec(image="", image_name="", env={"A": "x" * 100_000})))
+    assert full.value.kind == "no_space"
     assert await store.sandboxes() == []
 
 

@@ -16,13 +16,27 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from sandboxd.errors import Unavailable
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.inodeflags import spread_subdirectories
 from sandboxd.kernel.overlay import UPPER, WORK
 from sandboxd.service.volume import Volume, seed
 
 COMMANDS = "commands"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def no_space(verb: str, number: int | None) -> Unavailable | None:
+    """What to answer when an operation on a sandbox failed with that errno, if that was for want of room."""
+    if number not in _FULL:
+        return None
+    return Unavailable(
+        f"cannot {verb} the sandbox: no space left in the state directory; delete sandboxes or snapshots that nobody "
+        "needs, or give it more room",
+        kind="no_space",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +145,7 @@ class Disk:
         try:
             tree.rename(self._trash / f"{tree.name}-{secrets.token_hex(4)}")
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno not in _FULL:
                 raise
             # btrfs needs room even to rename. Now it takes as long as it takes, but gives some back.
             self.volume.remove([tree])

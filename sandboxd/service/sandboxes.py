@@ -8,7 +8,6 @@ caller, so a client that leaves never leaves anything half done.
 """
 
 import contextlib
-import errno
 import logging
 import secrets
 import subprocess
@@ -25,6 +24,7 @@ from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxSpec, SandboxState
+from sandboxd.service.disk import no_space
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.expiry import Expiry, anchored, deadline_after, is_later, next_expiry, now
@@ -466,12 +466,22 @@ def _new_record(slot: Slot, spec: SandboxSpec) -> Sandbox:
 
 
 def _as_domain_error(failure: Exception, entry: Entry, verb: str) -> SandboxdError:
+    full = no_space(verb, _errno(failure))
+    if full is not None:
+        log.warning("%s of sandbox %s failed: %s", verb, entry.sandbox.id, failure)
+        return full
     if isinstance(failure, SandboxdError):
         return failure
-    if isinstance(failure, OSError) and failure.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Unavailable(f"cannot {verb} the sandbox: no space left in the state directory", kind="no_space")
     log.exception("%s of sandbox %s failed", verb, entry.sandbox.id, exc_info=failure)
     return LaunchFailed(f"cannot {verb} sandbox {entry.sandbox.id}: {failure}")
+
+
+def _errno(failure: Exception) -> int | None:
+    """What the kernel said, to us or to the fork server, which mounts for us."""
+    if isinstance(failure, LaunchFailed):
+        number: int | None = failure.facts.get("errno")
+        return number
+    return failure.errno if isinstance(failure, OSError) else None
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ record knows of a slot: a daemon that was killed leaves them to the next one's s
 without a record; and their processes do not outlive their daemon.
 """
 
-import errno
 import logging
 import secrets
 import uuid
@@ -15,8 +14,9 @@ from collections import deque
 import trio
 
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import LaunchFailed, SandboxdError, Unavailable
+from sandboxd.errors import LaunchFailed, SandboxdError
 from sandboxd.isolation.plan import IdRange, Slot
+from sandboxd.service.disk import no_space
 from sandboxd.service.entry import Host
 from sandboxd.service.machines import end_cgroup
 
@@ -115,10 +115,7 @@ class Slots:
             crash_point("slot:cgroup")
         except OSError as error:
             self._clear(slot)
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                message = "cannot create the sandbox: no space left in the state directory"
-                raise Unavailable(message, kind="no_space") from error
-            raise LaunchFailed(f"cannot create the sandbox: {error}") from error
+            raise no_space("create", error.errno) or LaunchFailed(f"cannot create the sandbox: {error}") from error
         return slot
 
     async def _drop(self, slot: Slot) -> None:

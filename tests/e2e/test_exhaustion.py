@@ -33,7 +33,8 @@ def test_a_full_disk(cramped: Daemon) -> None:
     for answer in answers:
         if answer.status != 201:  # a few blocks may be left, as directories go
             assert answer.status == 503, answer.data
-            assert "space" in answer.json["error"]
+            assert answer.json["kind"] == "no_space"
+            assert "delete sandboxes or snapshots" in answer.json["error"]
     assert any(answer.status == 503 for answer in answers)
     # What exists can be asked, used, and above all deleted: that is what makes room.
     assert daemon.view(greedy)["status"] == "running"

@@ -1,5 +1,6 @@
 """The files of sandboxes on the host: made, thrown away whatever is in them, and never more than them."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.service.disk import Disk
+from sandboxd.service.disk import Disk, no_space
 from sandboxd.service.volume import PlainVolume
 
 
@@ -83,3 +84,12 @@ def test_a_tree_deeper_than_any_path_is_removed(disk: Disk, tmp_path: Path) -> N
 
 def test_a_purge_with_nothing_to_do_does_nothing(disk: Disk) -> None:
     disk.purge()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_want_of_room_is_answered_with_what_makes_some(number: int) -> None:
+    answer = no_space("start", number)
+    assert answer is not None
+    assert (answer.status, answer.kind) == (503, "no_space")
+    assert answer.message.startswith("cannot start the sandbox: no space left in the state directory; delete ")
+    assert no_space("start", errno.EIO) is no_space("start", None) is None
