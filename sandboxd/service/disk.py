@@ -11,9 +11,12 @@ Nothing here opens a path inside `upper` once the sandbox has run, other than to
 """
 
 import errno
+import logging
 import os
 import secrets
 import shutil
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +26,8 @@ from sandboxd.kernel import syscalls
 from sandboxd.kernel.inodeflags import spread_subdirectories
 from sandboxd.kernel.overlay import UPPER, WORK
 from sandboxd.service.volume import Volume, seed
+
+log = logging.getLogger(__name__)
 
 COMMANDS = "commands"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -157,3 +162,11 @@ class Disk:
     def known(self) -> frozenset[str]:
         """Sandboxes that have files here, for the sweep at start-up."""
         return frozenset(entry.name for place in (self._sandboxes, self._runtime) for entry in os.scandir(place))
+
+
+def sweep_away(discard: Callable[[str], None], stray: str) -> None:
+    """Discard what no record knows. What cannot be discarded is told, and tried again by the next start-up."""
+    try:
+        discard(stray)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.error("cannot sweep %s: %s; remove it by hand", stray, error)

@@ -18,7 +18,7 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import Layer, Sandbox, Snapshot
-from sandboxd.service.disk import Disk
+from sandboxd.service.disk import Disk, sweep_away
 from sandboxd.service.events import EventLog
 from sandboxd.service.layer_files import LayerFiles
 from sandboxd.service.names import check_not_reserved
@@ -195,7 +195,7 @@ class Layers:
         finished = [await self._finish_restore(each) for each in records]
         for stray in self.files.names() - set(self._layers):
             log.warning("sweeping layer %s, which has no record", stray)
-            self.files.discard(stray)
+            sweep_away(self.files.discard, stray)
         return finished
 
     async def finish_move(self, layer: Layer, sandbox: Sandbox) -> Layer:

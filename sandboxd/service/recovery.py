@@ -7,6 +7,7 @@ from sandboxd.crashpoints import crash_point
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.freezer import freeze, is_frozen, thaw
 from sandboxd.model import Sandbox, SandboxState
+from sandboxd.service.disk import sweep_away
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.lifecycle import Lifecycle
 from sandboxd.service.machines import end_cgroup
@@ -60,5 +61,5 @@ async def sweep(host: Host, known: AbstractSet[str]) -> None:
     if strays:
         crash_point("sweep:killed")
     for stray in strays:
-        host.disk.discard(stray)
+        sweep_away(host.disk.discard, stray)
         crash_point("sweep:discarded")

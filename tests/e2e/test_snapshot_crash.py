@@ -4,13 +4,16 @@ import contextlib
 import http.client
 import os
 import signal
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandboxd.crashpoints import POINTS
+from tests.conftest import daemon_as_user
 from tests.support import witnesses
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, running
 from tests.support.sandbox import Box
 
 SANDBOXES = "/v1/sandboxes"
@@ -121,9 +124,23 @@ def test_what_a_power_cut_leaves_of_unfinished_layers_is_swept(survivor: Box) ->
     daemon = survivor.daemon
     crash(daemon, "layer:copied", "POST", f"{SANDBOXES}/{survivor.id}/snapshot", {"name": "half"})
     daemon.kill()
-    torn = daemon.volume / "layers/.new-0123456789abcdef/upper"
-    torn.mkdir(parents=True)
-    (torn / "empty").touch()
-    (daemon.volume / "layers/l0123456789abcdef0123").mkdir()
+    script = "mkdir -p .new-0123456789abcdef/upper l0123456789abcdef0123; touch .new-0123456789abcdef/upper/empty"
+    layers = daemon.volume / "layers"
+    subprocess.run([*daemon.prefix, "sh", "-c", f"cd {layers} && {script}"], check=True, cwd="/")
     daemon.start()
+    assert os.listdir(layers) == []
     assert_true(survivor)
+
+
+def test_a_stray_that_cannot_be_swept_is_told_and_keeps_nobody_from_working(user_image_dir: Path) -> None:
+    with running(daemon_as_user(user_image_dir)) as daemon:
+        sandbox = daemon.create()
+        daemon.kill()
+        strays = [daemon.state / "layers/.new-0123456789abcdef", daemon.state / "sandboxes/s0123456789abcdef0123"]
+        for stray in strays:
+            stray.mkdir(mode=0o700)  # root's, which the daemon may not move
+        daemon.start()
+        for stray in strays:
+            assert f"cannot sweep {stray.name}: " in daemon.log
+            stray.rmdir()
+        assert daemon.shell(sandbox, "echo well")["stdout"] == "well\n"

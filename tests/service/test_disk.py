@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.service.disk import Disk, no_space
+from sandboxd.service.disk import Disk, no_space, sweep_away
 from sandboxd.service.volume import PlainVolume
 
 
@@ -93,3 +93,12 @@ def test_a_want_of_room_is_answered_with_what_makes_some(number: int) -> None:
     assert (answer.status, answer.kind) == (503, "no_space")
     assert answer.message.startswith("cannot start the sandbox: no space left in the state directory; delete ")
     assert no_space("start", errno.EIO) is no_space("start", None) is None
+
+
+def test_what_cannot_be_swept_is_told_by_name(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+    disk.make("s1")
+    disk.purge()
+    os.rmdir(disk.volume.root / "trash")
+    sweep_away(disk.discard, "s1")
+    assert caplog.messages[0].startswith("cannot sweep s1: ")
+    assert disk.known() == {"s1"}
