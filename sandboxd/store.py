@@ -317,8 +317,8 @@ class Store:
                 return work(db)
         except sqlite3.OperationalError as error:
             raise Unavailable(
-                f"cannot record the change: {error}; free space in the state directory: delete sandboxes or snapshots "
-                "that nobody needs",
+                f"cannot record the change: {error}; free space in the state directory: "
+                "delete sandboxes or snapshots that nobody needs",
                 kind="no_space" if _is_full(error) else None,
             ) from error
 
