@@ -31,11 +31,12 @@ class SandboxState(enum.StrEnum):
     DELETED = "deleted"
 
 
-# Everything that may happen to a sandbox. A record enters at CREATING before the first kernel effect and is
-# dropped at DELETED after the last one is undone; each change in between is recorded as begun (…ING) before its
-# first effect and as done after the last. So a daemon that died half way finds what it was about:
+# Everything that may happen to a sandbox. It is recorded first at RUNNING, when all of it is there, and its record
+# goes when a deletion begins: a start-up sweeps whatever carries an id without a record. Each change in between is
+# recorded as begun (…ING) before its first effect and as done after the last. So a daemon that died half way finds
+# what it was about:
 #
-#   CREATING   the record exists; the machine may exist in part. A start-up that finds it deletes it.
+#   CREATING   not recorded: the machine may exist in part.
 #   RUNNING    sandbox-init answered. A start-up that finds it attaches, or learns that it EXITED.
 #   PAUSING    its processes are being frozen. A start-up finishes that. Back to RUNNING if they will not freeze.
 #   PAUSED     no process of it runs; memory and files stay.
@@ -44,7 +45,7 @@ class SandboxState(enum.StrEnum):
 #   STOPPED    no process of it exists, nor what a machine needs (ids, cgroup); files stay.
 #   STARTING   a new machine over the same files may exist in part. A start-up ends it: STOPPED.
 #   EXITED     its pid 1 is gone though nobody asked; otherwise as STOPPED.
-#   DELETING   somebody asked, or its lifetime is over; a start-up that finds it finishes the job.
+#   DELETING   somebody asked, or its lifetime is over. The record goes while the processes die.
 TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = MappingProxyType(
     {
         SandboxState.CREATING: frozenset({SandboxState.RUNNING, SandboxState.DELETING}),

@@ -2,7 +2,7 @@
 
 One connection, one writer thread. WAL with synchronous=NORMAL: a killed daemon loses nothing that was committed; a
 power cut may lose the last moments, never consistency (sqlite.org/wal.html), and start-up reconciles with the host
-anyway. A sandbox's row is written before the first kernel effect and removed after the last one is undone.
+anyway. A sandbox's row is written when all of it is there and removed when its deletion begins.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Sandboxes from creation to deletion: the registry, and one supervising task for each.
 
-The record in the store is written when the sandbox first runs and removed after its last effect on the host is undone
-(model.TRANSITIONS); what a crash leaves before that carries an id without a record, and is swept. In between, one
+The record in the store is written when the sandbox first runs and removed when its deletion begins
+(model.TRANSITIONS); what a crash leaves before and after carries an id without a record, and is swept. Between, one
 operation at a time changes a sandbox (lifecycle.py); its supervisor sees to its end, its expiry and its deletion.
 Clients who want it gone ask the entry and wait until it has settled, and every other operation goes on without its
 caller, so a client that leaves never leaves anything half done.

@@ -57,7 +57,3 @@ def _sandbox(disk: Disk, sandbox: Sandbox) -> Use:
 
 def _snapshot(layers: Layers, snapshot: Snapshot) -> Use:
     return Use(id=snapshot.id, name=snapshot.name, size_bytes=layers.layer(snapshot.layer).size)
-
-
-def _image(image: Image) -> Use:
-    return Use(id=image.digest, name=", ".join(image.names) or None, size_bytes=image.size)
