@@ -48,6 +48,7 @@ POINTS: Final = (
     "storage:named",
     "storage:enlarged",
     "storage:removed",
+    "delete:asked",
     "delete:forgotten",
     "delete:killed",
     "delete:discarded",

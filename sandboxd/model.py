@@ -45,7 +45,7 @@ class SandboxState(enum.StrEnum):
 #   STOPPED    no process of it exists, nor what a machine needs (ids, cgroup); files stay.
 #   STARTING   a new machine over the same files may exist in part. A start-up ends it: STOPPED.
 #   EXITED     its pid 1 is gone though nobody asked; otherwise as STOPPED.
-#   DELETING   somebody asked, or its lifetime is over. The record goes while the processes die.
+#   DELETING   somebody asked, or its lifetime is over. The record goes, and then the processes.
 TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = MappingProxyType(
     {
         SandboxState.CREATING: frozenset({SandboxState.RUNNING, SandboxState.DELETING}),

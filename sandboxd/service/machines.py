@@ -46,11 +46,6 @@ class Machines:
         )
         return await self.launch(slot, sandbox, image)
 
-    def kill(self, entry: Entry) -> None:
-        """Begin what end() waits for."""
-        if entry.running is not None:
-            entry.running.kill()
-
     async def end(self, entry: Entry) -> None:
         """No process of the sandbox is left after this; its cgroup may be, empty. Raises: SandboxLost."""
         if entry.running is not None:

@@ -265,11 +265,11 @@ class Sandboxes:
     async def _discard(self, entry: Entry, events: list[NewEvent]) -> None:
         """Undo everything a sandbox is, in whatever state of being made it is.
 
-        The record goes while the processes die: what is left without one, a later start sweeps. Who waits is told as
-        soon as both are gone.
+        The record goes first: a daemon killed in the middle leaves the sandbox as it was, or what a later start
+        sweeps. Who waits is told as soon as its processes are gone too.
         """
         sandbox = entry.sandbox
-        self._machines.kill(entry)
+        crash_point("delete:asked")
         await self._forget(entry, events)
         crash_point("delete:forgotten")
         await self._machines.end(entry)

@@ -27,7 +27,7 @@ SLOT_POINTS = [point for point in POINTS if point.startswith("slot:")]
 CREATE_POINTS = [point for point in POINTS if point.startswith("create:")]
 UNCONFIRMED = CREATE_POINTS[: CREATE_POINTS.index("create:confirmed")]
 SWEEP_POINTS = [point for point in POINTS if point.startswith("sweep:")]
-DELETE_POINTS = [point for point in POINTS if point.startswith("delete:")]
+DELETE_POINTS = [point for point in POINTS if point.startswith("delete:") and point != "delete:asked"]
 SANDBOXES = "/v1/sandboxes"
 
 
@@ -134,6 +134,15 @@ def test_a_crash_when_a_creation_is_complete_but_nobody_was_told(survivor: Box, 
     assert daemon.shell("complete", "echo well")["stdout"] == "well\n"
     assert witnesses.disagreement(daemon) == {}
     assert_survived(survivor)
+
+
+def test_a_crash_before_a_deletion_is_recorded_leaves_the_sandbox_as_it_was(survivor: Box) -> None:
+    """Not dead under a record that says otherwise: nothing is killed before the record is gone."""
+    start_to_die_at(survivor.daemon, "delete:asked")
+    dies_of(survivor.daemon, "DELETE", f"{SANDBOXES}/{survivor.id}")
+    restart(survivor.daemon)
+    assert_survived(survivor)
+    assert witnesses.disagreement(survivor.daemon) == {}
 
 
 def test_a_crash_at_every_point_of_a_deletion(survivor: Box) -> None:
