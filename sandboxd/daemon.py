@@ -32,12 +32,12 @@ from sandboxd.isolation.bwrap import BwrapBackend
 from sandboxd.kernel import rootless
 from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgroups, prepare_cgroups
 from sandboxd.kernel.cgroups import block_device_of
-from sandboxd.service.disk import Disk
 from sandboxd.service.entry import Host
-from sandboxd.service.pool import open_volume
 from sandboxd.service.ports import PortNames
 from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.service import Capabilities, Service, open_service
+from sandboxd.service.storage.disk import Disk
+from sandboxd.service.storage.pool import open_volume
 from sandboxd.store import open_store
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from sandboxd.cli.daemon_storage import storage
 from sandboxd.config import Config, in_own_userns, is_root, load_config
 from sandboxd.errors import StartupError
 from sandboxd.kernel.loop import enter_private_mounts
-from sandboxd.service.pool import Pool
+from sandboxd.service.storage.pool import Pool
 
 _ABSOLUTE = click.Path(path_type=Path)
 
@@ -104,10 +104,10 @@ def check(config: Path | None, as_json: bool) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def image(arguments: tuple[str, ...]) -> None:
     """Build an image without a daemon: `sandboxd image NAME [--recipe R] [--image-dir DIR] [--rebuild]`."""
-    from sandboxd.service import image_build
+    from sandboxd.service.images import build
 
     sys.argv = ["sandboxd image", *arguments]
-    sys.exit(image_build.main())
+    sys.exit(build.main())
 
 
 main.add_command(storage)

@@ -11,7 +11,7 @@ import click
 
 from sandboxd.config import is_root, load_config
 from sandboxd.errors import StartupError
-from sandboxd.service import pool
+from sandboxd.service.storage import pool
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 

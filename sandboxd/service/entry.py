@@ -14,9 +14,9 @@ from sandboxd.isolation.backend import Backend, RunningMachine
 from sandboxd.kernel.cgroup_tree import CgroupTree
 from sandboxd.kernel.cgroups import CgroupLimits, IoLimit
 from sandboxd.model import TRANSITIONS, Limits, Sandbox, SandboxState
-from sandboxd.service.disk import Disk
 from sandboxd.service.expiry import Expiry, ExpiryReason, deadline_after, now
 from sandboxd.service.ranges import IdRanges
+from sandboxd.service.storage.disk import Disk
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Sandbox
 from sandboxd.service.entry import Entry, Host
-from sandboxd.service.layers import Layers
+from sandboxd.service.storage.layers import Layers
 
 
 class Machines:

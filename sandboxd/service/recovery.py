@@ -7,10 +7,10 @@ from sandboxd.crashpoints import crash_point
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.freezer import freeze, is_frozen, thaw
 from sandboxd.model import Sandbox, SandboxState
-from sandboxd.service.disk import sweep_away
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.lifecycle import Lifecycle
 from sandboxd.service.machines import end_cgroup
+from sandboxd.service.storage.disk import sweep_away
 
 log = logging.getLogger(__name__)
 

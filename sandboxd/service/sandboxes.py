@@ -24,18 +24,18 @@ from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxSpec, SandboxState
-from sandboxd.service.disk import no_space
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.expiry import Expiry, anchored, deadline_after, is_later, next_expiry, now
 from sandboxd.service.journal import Journal
-from sandboxd.service.layers import Layers
 from sandboxd.service.lifecycle import Lifecycle, expiry_event
 from sandboxd.service.machines import Machines
 from sandboxd.service.names import check_not_reserved
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.recovery import attach, finish_interrupted, sweep
 from sandboxd.service.slots import Slots
+from sandboxd.service.storage.disk import no_space
+from sandboxd.service.storage.layers import Layers
 from sandboxd.store import NewEvent, Store
 
 log = logging.getLogger(__name__)

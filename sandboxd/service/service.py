@@ -11,23 +11,24 @@ import trio
 from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
-from sandboxd.service import commands, quotas
-from sandboxd.service.background import BackgroundCommands
-from sandboxd.service.code import Code
+from sandboxd.service import quotas
+from sandboxd.service.code.code import Code
+from sandboxd.service.commands import attached
+from sandboxd.service.commands.background import BackgroundCommands
+from sandboxd.service.commands.terminals import Terminals
 from sandboxd.service.entry import Host
 from sandboxd.service.events import EventLog
-from sandboxd.service.images import ImageStore
+from sandboxd.service.images.store import ImageStore
 from sandboxd.service.keys import Keys
-from sandboxd.service.layers import Layers
 from sandboxd.service.metrics import MetricsReader
 from sandboxd.service.oom import OomWatch
 from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes import Sandboxes
-from sandboxd.service.snapshot_transfer import SnapshotTransfer
-from sandboxd.service.snapshots import Snapshots
-from sandboxd.service.storage_use import StorageUse, measure
-from sandboxd.service.terminals import Terminals
-from sandboxd.service.watches import Watches
+from sandboxd.service.storage.layers import Layers
+from sandboxd.service.storage.snapshots import Snapshots
+from sandboxd.service.storage.transfer import SnapshotTransfer
+from sandboxd.service.storage.use import StorageUse, measure
+from sandboxd.service.watches.watches import Watches
 from sandboxd.store import Store
 
 # Which of CgroupTree.limits each limit of ours needs; the disk's are the volume's.
@@ -185,18 +186,18 @@ class Service:
         await trio.to_thread.run_sync(lambda: self.images.remove(name, in_use=used.__contains__))
 
     @contextlib.asynccontextmanager
-    async def command(self, sandbox: str, spec: CommandSpec) -> AsyncIterator[commands.RunningCommand]:
-        """See commands.attached_command."""
+    async def command(self, sandbox: str, spec: CommandSpec) -> AsyncIterator[attached.RunningCommand]:
+        """See attached.attached_command."""
         entry = self.sandboxes.entry(sandbox)
-        async with commands.attached_command(entry, spec) as command:
+        async with attached.attached_command(entry, spec) as command:
             yield command
 
     async def run(self, sandbox: str, spec: CommandSpec, *, stdin: bytes, max_output: int | None) -> CommandResult:
-        """See commands.run_to_end."""
+        """See attached.run_to_end."""
         most = self.config.sandbox.max_output_bytes
         entry = self.sandboxes.entry(sandbox)
         kept = most if max_output is None else min(max_output, most)
-        return await commands.run_to_end(entry, spec, stdin=stdin, max_output=kept)
+        return await attached.run_to_end(entry, spec, stdin=stdin, max_output=kept)
 
     def check_lifetime(self, seconds: float | None) -> float | None:
         """The lifetime if it is allowed. Raises: InvalidRequest."""

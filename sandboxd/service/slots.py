@@ -16,9 +16,9 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import LaunchFailed, SandboxdError
 from sandboxd.isolation.plan import IdRange, Slot
-from sandboxd.service.disk import no_space
 from sandboxd.service.entry import Host
 from sandboxd.service.machines import end_cgroup
+from sandboxd.service.storage.disk import no_space
 
 log = logging.getLogger(__name__)
 

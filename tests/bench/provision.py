@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sandboxd.service.apt_sources import AptSource, distribution_sources, read_sources, render_deb822
+from sandboxd.service.images.apt_sources import AptSource, distribution_sources, read_sources, render_deb822
 
 INSTALL_LIMIT = 600.0
 POLICY = Path("/usr/sbin/policy-rc.d")

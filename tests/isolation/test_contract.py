@@ -22,9 +22,9 @@ from sandboxd.isolation.init_messages import Exited
 from sandboxd.isolation.marks import marked_processes
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.isolation.wire import Output
-from sandboxd.service.disk import Disk
-from sandboxd.service.images import ImageStore
-from sandboxd.service.volume import PlainVolume
+from sandboxd.service.images.store import ImageStore
+from sandboxd.service.storage.disk import Disk
+from sandboxd.service.storage.volume import PlainVolume
 from tests.isolation.fake_backend import FakeBackend
 from tests.support.waiting import wait_until
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import Unprocessable
-from sandboxd.service.apt_sources import (
+from sandboxd.service.images.apt_sources import (
     AptSource,
     acquire_options,
     distribution_sources,

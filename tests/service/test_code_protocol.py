@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import NotFound, SandboxdError, TooManyRequests, Unprocessable
-from sandboxd.http.native.code_schemas import ExecutionView, event_facts
+from sandboxd.http.native.code.schemas import ExecutionView, event_facts
 from sandboxd.http.streams import ServerSentEvent
 from sandboxd.model import StreamName
-from sandboxd.service.code_protocol import (
+from sandboxd.service.code.protocol import (
     BridgeError,
     LineSplitter,
     RunDecoder,
@@ -19,7 +19,7 @@ from sandboxd.service.code_protocol import (
     decode_contexts,
     encode_run,
 )
-from sandboxd.service.code_values import (
+from sandboxd.service.code.values import (
     CodeLimits,
     CodeSpec,
     Execution,

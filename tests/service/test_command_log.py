@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.model import OutputChunk, StreamName
-from sandboxd.service.command_log import LogGap, LogPage, LogWriter, end_of_log, read_log
+from sandboxd.service.commands.log import LogGap, LogPage, LogWriter, end_of_log, read_log
 
 OUT, ERR = StreamName.STDOUT, StreamName.STDERR
 KIB = 1024

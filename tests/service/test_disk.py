@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.service.disk import Disk, no_space, sweep_away
-from sandboxd.service.volume import PlainVolume
+from sandboxd.service.storage.disk import Disk, no_space, sweep_away
+from sandboxd.service.storage.volume import PlainVolume
 
 
 @pytest.fixture

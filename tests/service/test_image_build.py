@@ -14,10 +14,17 @@ import pytest
 
 from sandboxd.config import find_asset
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
-from sandboxd.service import image_files
-from sandboxd.service.image_build import build_image
-from sandboxd.service.images import ImageStore
-from sandboxd.service.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, load_recipe, recipe_key
+from sandboxd.service.images import files
+from sandboxd.service.images.build import build_image
+from sandboxd.service.images.recipes import (
+    DebianRecipe,
+    HostRecipe,
+    complete_recipe,
+    find_recipe,
+    load_recipe,
+    recipe_key,
+)
+from sandboxd.service.images.store import ImageStore
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images hold files of several owners")
 
@@ -233,7 +240,14 @@ def test_an_interrupted_build_ends_with_all_its_processes(
 ) -> None:
     """The census around each test sees to the processes."""
     write_recipe(recipes, "small", SMALL)
-    command = [sys.executable, "-m", "sandboxd.service.image_build", "small", "--image-dir", str(tmp_path / "images")]
+    command = [
+        sys.executable,
+        "-m",
+        "sandboxd.service.images.build",
+        "small",
+        "--image-dir",
+        str(tmp_path / "images"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as builder:
         assert builder.stdout is not None
         assert builder.stderr is not None
@@ -260,19 +274,19 @@ def wait_for_release(images: Path) -> None:
 
 def test_builds_of_the_same_take_turns_whatever_is_swept_meanwhile(tmp_path: Path) -> None:
     def build(waiting: Callable[[], None]) -> list[str]:
-        with image_files.sole_builder(tmp_path, "key", waiting):
-            image_files.sweep(tmp_path)
+        with files.sole_builder(tmp_path, "key", waiting):
+            files.sweep(tmp_path)
             return sorted(os.listdir(tmp_path))
 
     waits = threading.Event()
     with ThreadPoolExecutor() as threads:
-        with image_files.sole_builder(tmp_path, "key", waits.set):
-            image_files.sweep(tmp_path)
+        with files.sole_builder(tmp_path, "key", waits.set):
+            files.sweep(tmp_path)
             second = threads.submit(build, waits.set)
             assert waits.wait(30)
         assert second.result(30) == [".building-key", ".lock"]
     (tmp_path / ".building-killed").touch()
-    image_files.sweep(tmp_path)
+    files.sweep(tmp_path)
     assert os.listdir(tmp_path) == [".lock"]
 
 

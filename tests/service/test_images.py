@@ -12,8 +12,8 @@ import pytest
 
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unprocessable
 from sandboxd.kernel.treewriter import UnpackLimits
-from sandboxd.service.image_files import Staging
-from sandboxd.service.images import ImageConfig, ImageStore, Origin
+from sandboxd.service.images.files import Staging
+from sandboxd.service.images.store import ImageConfig, ImageStore, Origin
 from tests.kernel.hostile_archives import archive, escapes, member
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images hold files of several owners")
@@ -174,7 +174,7 @@ def test_a_full_disk_is_said_and_cleared(small_disk: Path) -> None:
 _IMPORT = """
 import sys
 from pathlib import Path
-from sandboxd.service.images import ImageStore
+from sandboxd.service.images.store import ImageStore
 ImageStore(Path(sys.argv[1])).import_tar(sys.stdin.buffer, "half")
 """
 

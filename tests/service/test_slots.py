@@ -13,11 +13,11 @@ from trio.testing import MockClock
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.service.disk import Disk
 from sandboxd.service.entry import Host
 from sandboxd.service.ranges import IdRanges
 from sandboxd.service.slots import READY, Slots
-from sandboxd.service.volume import PlainVolume
+from sandboxd.service.storage.disk import Disk
+from sandboxd.service.storage.volume import PlainVolume
 from tests.isolation.fake_backend import FakeBackend
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from sandboxd.isolation.wire import Change, ChangeKind
 from sandboxd.model import OverflowReason, WatchEvent, WatchEventType
-from sandboxd.service.watch_fold import TYPES, Fold
-from sandboxd.service.watch_queue import WatchQueue, cursor_after
+from sandboxd.service.watches.fold import TYPES, Fold
+from sandboxd.service.watches.queue import WatchQueue, cursor_after
 
 CREATE, MODIFY, REMOVE, OVERFLOW = (
     WatchEventType.CREATE,

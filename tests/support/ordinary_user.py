@@ -83,8 +83,8 @@ import contextlib
 import sys
 from pathlib import Path
 from sandboxd.errors import Conflict
-from sandboxd.service.image_build import open_image_store
-from sandboxd.service.images import ImageConfig
+from sandboxd.service.images.build import open_image_store
+from sandboxd.service.images.store import ImageConfig
 store = open_image_store(Path(sys.argv[1]))
 config = ImageConfig(user="user", workdir="/home/user")
 store.import_tar(sys.stdin.buffer, sys.argv[2], config=config)

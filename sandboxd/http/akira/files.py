@@ -12,7 +12,7 @@ from sandboxd.http.routes import Call, validate_message
 from sandboxd.http.stack import TrioResponse
 from sandboxd.http.streams import stream_response
 from sandboxd.isolation.init_files import WriteOptions
-from sandboxd.service.files import Files
+from sandboxd.service.files.files import Files
 
 _AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
 

@@ -1,9 +1,11 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
-from sandboxd.http.native import daemon, events, images, keys, log, openapi, sandboxes
-from sandboxd.http.native.code_routes import CODE_ROUTES
-from sandboxd.http.native.command_routes import COMMAND_ROUTES
-from sandboxd.http.native.daemon_schemas import (
+from sandboxd.http.native import openapi
+from sandboxd.http.native.code.routes import CODE_ROUTES
+from sandboxd.http.native.commands.routes import COMMAND_ROUTES
+from sandboxd.http.native.daemon import daemon, images, keys, log
+from sandboxd.http.native.daemon.log_schemas import LogList, LogQuery
+from sandboxd.http.native.daemon.schemas import (
     BuildImage,
     CapabilitiesView,
     CreatedKey,
@@ -16,10 +18,10 @@ from sandboxd.http.native.daemon_schemas import (
     KeyList,
     KeyRevoked,
 )
-from sandboxd.http.native.file_routes import FILE_ROUTES
-from sandboxd.http.native.log_schemas import LogList, LogQuery
-from sandboxd.http.native.port_routes import PORT_ROUTES
-from sandboxd.http.native.sandbox_schemas import (
+from sandboxd.http.native.files.routes import FILE_ROUTES
+from sandboxd.http.native.ports.routes import PORT_ROUTES
+from sandboxd.http.native.sandboxes import events, sandboxes
+from sandboxd.http.native.sandboxes.schemas import (
     CreateSandbox,
     Deleted,
     EventList,
@@ -31,8 +33,8 @@ from sandboxd.http.native.sandbox_schemas import (
     SetTimeout,
     Stop,
 )
-from sandboxd.http.native.snapshot_routes import SNAPSHOT_ROUTES
-from sandboxd.http.native.watch_routes import WATCH_ROUTES
+from sandboxd.http.native.snapshots.routes import SNAPSHOT_ROUTES
+from sandboxd.http.native.watches.routes import WATCH_ROUTES
 from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 

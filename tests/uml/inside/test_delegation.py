@@ -27,8 +27,8 @@ IMPORT = """
 import sys
 from pathlib import Path
 from sandboxd.model import Bind
-from sandboxd.service.image_build import open_image_store
-from sandboxd.service.images import ImageConfig
+from sandboxd.service.images.build import open_image_store
+from sandboxd.service.images.store import ImageConfig
 config = ImageConfig(user="user", workdir="/", binds=(Bind(source=Path("/usr"), target="/usr"),))
 open_image_store(Path(sys.argv[1])).import_tar(sys.stdin.buffer, "small", config=config)
 """

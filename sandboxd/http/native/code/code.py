@@ -1,0 +1,77 @@
+"""Running code in a kernel that remembers: to its end, as a stream, and the contexts it runs in."""
+
+from collections.abc import AsyncGenerator
+
+import trio
+
+from sandboxd.errors import SandboxdError
+from sandboxd.http.native.code.schemas import (
+    ContextInterrupted,
+    ContextList,
+    ContextView,
+    CreateContext,
+    ExecutionView,
+    RunCode,
+    event_facts,
+)
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
+from sandboxd.service.code.values import (
+    RunError,
+)
+from sandboxd.service.entry import Entry
+
+
+async def run(call: Call, sandbox: str) -> ExecutionView:
+    body: RunCode = call.body
+    return ExecutionView.of(await call.service.code.run_to_end(_entry(call, sandbox), body.to_domain()))
+
+
+async def run_stream(call: Call, sandbox: str) -> TrioResponse:
+    """What can be refused is refused before the stream begins, with a status."""
+    body: RunCode = call.body
+    entry = _entry(call, sandbox)
+    await call.service.code.check(entry, body.to_domain())
+    return sse_response(_stream(call, sandbox), keep_alive=SSE_KEEP_ALIVE_EVENT)
+
+
+@trio.as_safe_channel
+async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, None]:
+    try:
+        async with call.service.code.run(_entry(call, sandbox), call.body.to_domain()) as run:
+            while not run.ended:
+                yield ServerSentEvent.of(event_facts(await run.receive()))
+    except SandboxdError as error:
+        failure = RunError(type(error).__name__, error.message, "")
+        yield ServerSentEvent.of({**event_facts(failure), "kind": error.kind, "status": error.status})
+
+
+# -- contexts -----------------------------------------------------------------------------------------------------
+
+
+async def create_context(call: Call, sandbox: str) -> ContextView:
+    body: CreateContext = call.body
+    made = await call.service.code.create_context(_entry(call, sandbox), cwd=body.cwd or None, env=body.env or {})
+    return ContextView.of(made)
+
+
+async def list_contexts(call: Call, sandbox: str) -> ContextList:
+    contexts = await call.service.code.contexts(_entry(call, sandbox))
+    return ContextList(contexts=[ContextView.of(context) for context in contexts])
+
+
+async def restart_context(call: Call, sandbox: str, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.restart_context(_entry(call, sandbox), context))
+
+
+async def interrupt_context(call: Call, sandbox: str, context: str) -> ContextInterrupted:
+    return ContextInterrupted.of(await call.service.code.interrupt_context(_entry(call, sandbox), context))
+
+
+async def delete_context(call: Call, sandbox: str, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.delete_context(_entry(call, sandbox), context))
+
+
+def _entry(call: Call, sandbox: str) -> Entry:
+    return call.service.sandboxes.entry(sandbox)

@@ -1,0 +1,224 @@
+"""A terminal over a websocket: replay, what comes, input from the one client that writes. README has the messages.
+
+Each client reads the log at its own pace, so a slow one holds back nobody; one so slow that what it should read next
+has been pruned is told of the gap. However the conversation ends, the terminal goes on.
+"""
+
+from contextlib import aclosing
+
+import trio
+
+from sandboxd.errors import Conflict, InvalidRequest, SandboxdError, SandboxLost, ungrouped
+from sandboxd.http.native.commands.attached import SCOPES, STDIN_WINDOW, close_for, message_type
+from sandboxd.http.native.commands.background_schemas import end_facts
+from sandboxd.http.native.commands.terminal_schemas import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal
+from sandboxd.http.native.commands.terminals import find
+from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.routes import Call, validate_message
+from sandboxd.http.streams import to_json
+from sandboxd.http.websockets import Close, Overflow, WebsocketSession, websocket_session
+from sandboxd.isolation.init_client import Attachment
+from sandboxd.isolation.init_messages import StdinAck, StdinClosed
+from sandboxd.model import CommandRecord, CommandStatus, OutputChunk, StreamName, TerminalSize
+from sandboxd.service.commands.background import BackgroundCommands
+from sandboxd.service.commands.follower import Command
+from sandboxd.service.commands.terminals import Seat, Seats
+from sandboxd.service.entry import Entry
+
+TAKEN_OVER = Close(4409, "another client has taken over")
+
+
+async def attach(call: Call, sandbox: str, pty: str) -> None:
+    async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
+        try:
+            wish = await _receive_attach(session)
+            entry, command = find(call, sandbox, pty)
+            seats = call.service.terminals.seats(command)
+            client = _Client(session, call.service.background, entry, command, seats)
+            with ungrouped():
+                await client.converse(wish)
+        except SandboxdError as error:
+            facts = ErrorBody.of(error).model_dump(mode="json")
+            await session.send(to_json({"type": "error", **facts, "status": error.status}))
+            await session.close(close_for(error))
+
+
+async def _receive_attach(session: WebsocketSession) -> AttachPty:
+    async for message in session:
+        return validate_message(AttachPty, message)
+    raise InvalidRequest("cannot attach: the client left before it said how")
+
+
+class _Client:
+    """One client at a terminal."""
+
+    def __init__(
+        self,
+        session: WebsocketSession,
+        background: BackgroundCommands,
+        entry: Entry,
+        command: Command,
+        seats: Seats,
+    ) -> None:
+        self._session = session
+        self._background = background
+        self._entry = entry
+        self._command = command
+        self._seats = seats
+        self._seat = Seat()
+        self._queue, self._waiting = trio.open_memory_channel[bytes](float("inf"))  # bounded by the window
+        self._received = 0
+        self._taken = 0
+
+    async def converse(self, wish: AttachPty) -> None:
+        """Until the terminal has ended, the client has left, or another has taken its place."""
+        offset, end = await self._place(wish)
+        if wish.write == "take":
+            self._seats.take(self._seat)
+        elif wish.write == "if_free":
+            self._seats.take_if_free(self._seat)
+        try:
+            await self._greet(offset, end)
+            if wish.size is not None and self._writes and not self._record.ended:
+                await self._background.resize(self._entry, self._command, wish.size.to_domain())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, nursery.cancel_scope)
+                nursery.start_soon(self._notice_take_over, wish.on_take_over == "close", nursery.cancel_scope)
+                nursery.start_soon(self._feed)
+                await self._report(offset)
+                nursery.cancel_scope.cancel("the terminal ended")
+        finally:
+            self._seats.leave(self._seat)
+
+    async def _place(self, wish: AttachPty) -> tuple[int, int]:
+        """Where to begin, and where what is there already ends."""
+        _, offsets = await self._background.logs.end(self._command.directory)
+        end = offsets[StreamName.STDOUT]
+        tail = DEFAULT_TAIL if wish.tail is None else wish.tail
+        return (max(0, end - tail) if wish.offset is None else wish.offset), end
+
+    @property
+    def _writes(self) -> bool:
+        return self._seats.writer is self._seat
+
+    @property
+    def _record(self) -> CommandRecord:
+        return self._background.record(self._entry, self._command)
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    async def _greet(self, offset: int, end: int) -> None:
+        record = self._record
+        size = record.terminal or TerminalSize()
+        await self._say(
+            type="attached",
+            pty_id=record.id,
+            pid=record.pid,
+            status=record.status,
+            writer=self._writes,
+            offset=offset,
+            end=end,
+            size={"cols": size.cols, "rows": size.rows},
+        )
+
+    async def _report(self, offset: int) -> None:
+        follow = self._background.follow(self._entry, self._command, offset, stream=StreamName.STDOUT)
+        async with aclosing(follow) as pages:
+            async for page in pages:
+                for item in page.items:
+                    if isinstance(item, OutputChunk):
+                        await self._session.send(b"\x01" + item.data)
+                        offset += len(item.data)
+                    else:
+                        offset += item.lost
+                        await self._say(type="gap", stream="stdout", lost_bytes=item.lost, offset=offset)
+        record = self._record
+        if record.status is CommandStatus.LOST:
+            raise SandboxLost(f"cannot follow terminal {record.id} any more: its machine has ended")
+        await self._say(type="exit", status=record.status, **end_facts(record))
+
+    async def _notice_take_over(self, close: bool, everything: trio.CancelScope) -> None:
+        while True:
+            await self._seat.taken_over.wait()
+            await self._say(type="writer", writer=False, reason="taken_over")
+            if close:
+                await self._session.close(TAKEN_OVER)
+                everything.cancel("taken over")
+
+    async def _say(self, **message: object) -> None:
+        await self._session.send(to_json(message))
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    async def _obey(self, everything: trio.CancelScope) -> None:
+        """The client's messages; its leaving leaves the terminal as it is."""
+        async for message in self._session:
+            try:
+                await (self._type(message) if isinstance(message, bytes) else self._control(message))
+            except Conflict as refusal:
+                await self._say(type="refused", **ErrorBody.of(refusal).model_dump(mode="json"))
+        everything.cancel("the client left")
+
+    async def _type(self, data: bytes) -> None:
+        self._require_writer("type into")
+        self._received += len(data)
+        if self._received - self._taken > STDIN_WINDOW:
+            raise InvalidRequest(
+                f"cannot take more input: at most {STDIN_WINDOW} bytes may be sent ahead of stdin_ack"
+            )
+        self._queue.send_nowait(data)
+
+    async def _control(self, message: str) -> None:
+        kind = message_type(message)
+        if kind == "resize":
+            self._require_writer("resize")
+            size = validate_message(PtyResize, message).to_domain()
+            await self._background.resize(self._entry, self._command, size)
+        elif kind == "signal":
+            self._require_writer("signal")
+            wish = validate_message(PtySignal, message)
+            await self._background.signal(self._entry, self._command, wish.number(), SCOPES[wish.scope])
+        else:
+            await self._plain(validate_message(PtyPlain, message).type)
+
+    async def _plain(self, kind: str) -> None:
+        if kind == "kill":
+            self._require_writer("kill")
+            await self._background.kill(self._entry, self._command)
+        elif kind == "take_over":
+            self._seats.take(self._seat)
+            await self._say(type="writer", writer=True)
+        else:
+            self._seats.leave(self._seat)
+            await self._say(type="writer", writer=False, reason="released")
+
+    def _require_writer(self, what: str) -> None:
+        if not self._writes:
+            raise Conflict(
+                f"cannot {what} terminal {self._command.record.id}: another client writes; send take_over",
+                kind="not_writer",
+            )
+
+    async def _feed(self) -> None:
+        """What was typed, in order, as fast as the terminal takes it."""
+        first = await self._waiting.receive()
+        try:
+            async with (
+                self._background.stdin(self._entry, self._command) as attachment,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._acknowledge, attachment)
+                await attachment.send_stdin(first)
+                async for data in self._waiting:
+                    await attachment.send_stdin(data)
+        except Conflict:
+            pass  # it has just ended, as the client will hear
+
+    async def _acknowledge(self, attachment: Attachment) -> None:
+        while True:
+            event = await attachment.receive()
+            if isinstance(event, StdinAck):
+                self._taken = event.bytes
+                await self._say(type="stdin_ack", total=event.bytes)
+            elif isinstance(event, StdinClosed):
+                await self._say(type="stdin_closed")

@@ -1,0 +1,1 @@
+"""The daemon itself over /v1: health, capabilities, keys, images, its log."""

@@ -1,0 +1,68 @@
+"""Directories as archives, streamed in and out."""
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+from quart import request
+from quart.wrappers.response import ResponseBody
+
+from sandboxd.http.compression import Gzip, decoded_body
+from sandboxd.http.native.files.operations import files_of
+from sandboxd.http.native.files.views import (
+    UnpackedFiles,
+)
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.service.files.archives import ArchiveFormat, Packing
+from sandboxd.service.files.files import Files
+
+_CONTENT_TYPES: Final = {
+    ArchiveFormat.TAR: "application/x-tar",
+    ArchiveFormat.TAR_GZ: "application/gzip",
+    ArchiveFormat.ZIP: "application/zip",
+}
+
+
+async def unpack(call: Call, sandbox: str) -> UnpackedFiles:
+    query = call.query
+    body = decoded_body(aiter(request.body), request.headers)
+    done = await files_of(call, sandbox).unpack(
+        query.place, body, query.format, spool=call.service.config.state_dir, owners=query.owners
+    )
+    return UnpackedFiles.at(query.place, entries=done.entries, bytes=done.bytes)
+
+
+async def pack(call: Call, sandbox: str) -> TrioResponse:
+    body = ArchiveBody(files_of(call, sandbox), call.query.place, call.query.format)
+    await body.open()
+    return TrioResponse(body, content_type=_CONTENT_TYPES[call.query.format])
+
+
+class ArchiveBody(ResponseBody):
+    """A directory as a response body. Owns: the transfer, from open() until the response ended."""
+
+    def __init__(self, files: Files, path: bytes, format_: ArchiveFormat) -> None:
+        self._source = files.pack(path, format_)
+        self._compressed = format_ is ArchiveFormat.TAR_GZ
+        self._stack = AsyncExitStack()
+        self._chunks: Packing | Gzip
+
+    async def open(self) -> None:
+        """Begin before the response does, so that a missing directory is a 404."""
+        packing = await self._stack.enter_async_context(self._source)
+        self._chunks = Gzip(packing) if self._compressed else packing
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, tb)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._chunks)

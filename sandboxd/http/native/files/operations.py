@@ -1,0 +1,141 @@
+"""Files, one small operation at a time: …/fs/…"""
+
+import base64
+from collections.abc import AsyncIterator
+
+from sandboxd.errors import Unprocessable
+from sandboxd.http.native.files.schemas import WriteBytes, WriteText
+from sandboxd.http.native.files.views import (
+    Changed,
+    CopiedFiles,
+    Exists,
+    FileBytes,
+    FileList,
+    FileText,
+    FileView,
+    Located,
+    Moved,
+    Written,
+    show,
+)
+from sandboxd.http.routes import Call
+from sandboxd.service.files.files import Files, WriteOptions
+from sandboxd.service.files.values import FileKind
+
+
+def files_of(call: Call, sandbox: str) -> Files:
+    """The sandbox's files as the user sees them whom the query or the body names."""
+    user = (call.body or call.query).user
+    return Files(call.service.sandboxes.entry(sandbox), user=user)
+
+
+async def list_directory(call: Call, sandbox: str) -> FileList:
+    wish = call.body
+    listing = await files_of(call, sandbox).list(wish.place, depth=wish.depth, limit=wish.limit, after=wish.after)
+    return FileList.of(wish.place, listing)
+
+
+async def stat(call: Call, sandbox: str) -> FileView:
+    return FileView.of(await files_of(call, sandbox).stat(call.body.place, follow=call.body.follow))
+
+
+async def exists(call: Call, sandbox: str) -> Exists:
+    found = await files_of(call, sandbox).find(call.body.place, follow=call.body.follow)
+    kind: FileKind | None = found.kind if found else None
+    return Exists.at(call.body.place, exists=found is not None, type=kind)
+
+
+async def read(call: Call, sandbox: str) -> FileText:
+    wish = call.body
+    data = await files_of(call, sandbox).read(wish.place, offset=wish.offset, length=wish.length)
+    try:
+        content = data.decode("utf-8", "replace" if wish.invalid == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        raise Unprocessable(
+            f"cannot read {show(wish.place)} as text: it is not UTF-8 (at byte {error.start}); use read_bytes, or "
+            'say "invalid": "replace"',
+            kind="not_utf8",
+            position=error.start,
+        ) from error
+    return FileText.at(wish.place, content=content, size=len(data))
+
+
+async def read_bytes(call: Call, sandbox: str) -> FileBytes:
+    wish = call.body
+    data = await files_of(call, sandbox).read(wish.place, offset=wish.offset, length=wish.length)
+    content = base64.b64encode(data).decode()
+    return FileBytes.at(wish.place, content_b64=content, size=len(data))
+
+
+class _Piece:
+    """A file's content in one piece. Not a generator, which somebody would have to close."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._data = self._data, b""
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+async def write(call: Call, sandbox: str) -> Written:
+    wish: WriteText | WriteBytes = call.body
+    options = WriteOptions(
+        mode=None if wish.mode is None else int(wish.mode, 8),
+        atomic=not wish.append,
+        append=wish.append,
+        exclusive=not wish.overwrite,
+        parents=wish.parents,
+    )
+    size = await files_of(call, sandbox).write(wish.place, _Piece(wish.data()), options)
+    return Written.at(wish.place, size=size)
+
+
+async def mkdir(call: Call, sandbox: str) -> Changed:
+    wish = call.body
+    count = await files_of(call, sandbox).mkdir(wish.place, mode=int(wish.mode, 8), parents=wish.parents)
+    return Changed.at(wish.place, count=count)
+
+
+async def remove(call: Call, sandbox: str) -> Changed:
+    count = await files_of(call, sandbox).remove(call.body.place, recursive=call.body.recursive)
+    return Changed.at(call.body.place, count=count)
+
+
+async def move(call: Call, sandbox: str) -> Moved:
+    wish = call.body
+    files = files_of(call, sandbox)
+    await files.move(wish.place, wish.target_place, overwrite=wish.overwrite, parents=wish.parents)
+    return Moved.between(wish.place, wish.target_place)
+
+
+async def copy(call: Call, sandbox: str) -> CopiedFiles:
+    wish = call.body
+    copied = await files_of(call, sandbox).copy(
+        wish.place, wish.target_place, recursive=wish.recursive, overwrite=wish.overwrite, parents=wish.parents
+    )
+    return CopiedFiles.between(wish.place, wish.target_place, entries=copied.entries, bytes=copied.bytes)
+
+
+async def symlink(call: Call, sandbox: str) -> Located:
+    await files_of(call, sandbox).symlink(call.body.place, call.body.target_place)
+    return Located.at(call.body.place)
+
+
+async def chmod(call: Call, sandbox: str) -> Changed:
+    wish = call.body
+    count = await files_of(call, sandbox).chmod(wish.place, int(wish.mode, 8), recursive=wish.recursive)
+    return Changed.at(wish.place, count=count)
+
+
+async def chown(call: Call, sandbox: str) -> Changed:
+    wish = call.body
+    count = await files_of(call, sandbox).chown(
+        wish.place, owner=wish.owner, group=wish.group, recursive=wish.recursive, follow=wish.follow
+    )
+    return Changed.at(wish.place, count=count)

@@ -1,0 +1,1 @@
+"""Ports over /v1."""

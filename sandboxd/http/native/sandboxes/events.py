@@ -1,0 +1,39 @@
+"""Events: a page of the past, or a stream from now (or from the last one a client saw) on."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import trio
+from quart import request
+
+from sandboxd.http.auth import require_all
+from sandboxd.http.native.sandboxes.schemas import EventList, EventView
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import ServerSentEvent, sse_response
+
+
+async def events(call: Call) -> EventList | TrioResponse:
+    if call.query.sandbox is None:
+        require_all(call.caller)
+    else:
+        call.require_own(sandbox=call.query.sandbox)
+    if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
+        return sse_response(_follow(call, resume_after(call.query.after)))
+    after = call.query.after or 0
+    found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=call.query.sandbox)
+    return EventList(events=[EventView.of(event) for event in found], next_after=found[-1].id if found else after)
+
+
+def resume_after(after: int | None) -> int | None:
+    """A reconnecting EventSource says where it was."""
+    last = request.headers.get("last-event-id", "")
+    return int(last) if last.isdecimal() and len(last) < 19 else after
+
+
+@trio.as_safe_channel
+async def _follow(call: Call, after: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(call.service.events.follow(after=after, sandbox=call.query.sandbox)) as stream:
+        async for event in stream:
+            data = EventView.of(event).model_dump_json()
+            yield ServerSentEvent(data, event=event.kind, id=str(event.id))

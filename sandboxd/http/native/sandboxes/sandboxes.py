@@ -1,0 +1,99 @@
+"""Sandboxes: create, list, get, delete, lifetime, metrics."""
+
+import bisect
+from collections.abc import Mapping
+
+from quart import request
+
+from sandboxd.http.native.sandboxes.schemas import Deleted, MetricsView, SandboxList, SandboxView
+from sandboxd.http.routes import Call
+from sandboxd.model import Sandbox
+
+
+async def create(call: Call) -> SandboxView:
+    spec = call.body.to_domain()
+    if call.body.snapshot is not None:
+        call.require_own(snapshot=call.body.snapshot)
+        return _view(call, await call.service.create_from(call.body.snapshot, spec, owner=call.owner))
+    return _view(call, await call.service.create(spec, owner=call.owner))
+
+
+async def list_all(call: Call) -> SandboxList:
+    wanted = {
+        name.removeprefix("metadata."): value for name, value in request.args.items() if name[:9] == "metadata."
+    }
+    matching = [
+        sandbox
+        for sandbox in call.service.sandboxes.all()
+        if call.sees(sandbox) and _matches(sandbox, call.query.status, wanted)
+    ]
+    keys = [cursor_of(sandbox) for sandbox in matching]
+    first = bisect.bisect_right(keys, call.query.cursor)
+    page = matching[first : first + call.query.limit]
+    more = first + len(page) < len(matching)
+    return SandboxList(
+        sandboxes=[_view(call, sandbox) for sandbox in page], next_cursor=cursor_of(page[-1]) if more else None
+    )
+
+
+def cursor_of(sandbox: Sandbox) -> str:
+    """Sorts as sandboxes are listed, and stays valid when the sandbox it names is gone."""
+    return f"{sandbox.created_at:020.6f}-{sandbox.id}"
+
+
+def _matches(sandbox: Sandbox, status: str | None, metadata: Mapping[str, str]) -> bool:
+    return (status is None or sandbox.state == status) and metadata.items() <= sandbox.spec.metadata.items()
+
+
+async def get(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, call.service.sandboxes.entry(sandbox).sandbox)
+
+
+async def delete(call: Call, sandbox: str) -> Deleted:
+    number = call.service.sandboxes.entry(sandbox).sandbox.id
+    await call.service.sandboxes.delete(number)
+    call.service.metrics.forget(number)
+    return Deleted(id=number)
+
+
+async def set_timeout(call: Call, sandbox: str) -> SandboxView:
+    body, sandboxes = call.body, call.service.sandboxes
+    given = body.model_fields_set
+    if "timeout_ms" in given:
+        seconds = call.service.check_lifetime(_seconds(body.timeout_ms))
+        await sandboxes.set_lifetime(sandbox, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
+    if "idle_timeout_ms" in given:
+        await sandboxes.set_idle_timeout(sandbox, _seconds(body.idle_timeout_ms))
+    return _view(call, sandboxes.entry(sandbox).sandbox)
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+async def touch(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, call.service.sandboxes.touch(sandbox))
+
+
+async def pause(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.pause(sandbox))
+
+
+async def resume(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.resume(sandbox))
+
+
+async def stop(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.stop(sandbox, grace=call.body.grace_ms / 1000))
+
+
+async def start(call: Call, sandbox: str) -> SandboxView:
+    return _view(call, await call.service.sandboxes.start(sandbox))
+
+
+async def metrics(call: Call, sandbox: str) -> MetricsView:
+    return MetricsView.of(await call.service.metrics.read(call.service.sandboxes.entry(sandbox)))
+
+
+def _view(call: Call, sandbox: Sandbox) -> SandboxView:
+    return SandboxView.of(sandbox, call.service.node)

@@ -1,0 +1,1 @@
+"""Snapshots, clones and the use of the disk over /v1."""

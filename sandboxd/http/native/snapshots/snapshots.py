@@ -1,0 +1,119 @@
+"""Snapshots, clones, restores, and what is on the disk."""
+
+import bisect
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from quart import request
+from quart.wrappers.response import ResponseBody
+
+from sandboxd.errors import SandboxdError
+from sandboxd.http.auth import require_all
+from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.sandboxes.schemas import SandboxView
+from sandboxd.http.native.snapshots.schemas import (
+    Clones,
+    Collected,
+    SnapshotDeleted,
+    SnapshotList,
+    SnapshotView,
+    StorageView,
+)
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.model import Sandbox, Snapshot
+
+
+async def take(call: Call, sandbox: str) -> SnapshotView:
+    body = call.body
+    snapshot = await call.service.snapshots.take(
+        sandbox, name=body.name, description=body.description, metadata=body.metadata
+    )
+    return _view(call, snapshot)
+
+
+async def list_all(call: Call) -> SnapshotList:
+    wanted = call.query.sandbox
+    found = [
+        each
+        for each in call.service.snapshots.layers.snapshots()
+        if call.sees(each) and wanted in (None, each.sandbox)
+    ]
+    first = bisect.bisect_right([cursor_of(each) for each in found], call.query.cursor)
+    page = found[first : first + call.query.limit]
+    more = first + len(page) < len(found)
+    return SnapshotList(
+        snapshots=[_view(call, each) for each in page], next_cursor=cursor_of(page[-1]) if more else None
+    )
+
+
+def cursor_of(snapshot: Snapshot) -> str:
+    """Sorts as snapshots are listed, and stays valid when the snapshot it names is gone."""
+    return f"{snapshot.created_at:020.6f}-{snapshot.id}"
+
+
+async def get(call: Call, snapshot: str) -> SnapshotView:
+    return _view(call, call.service.snapshots.layers.snapshot(snapshot))
+
+
+async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
+    return SnapshotDeleted(id=(await call.service.snapshots.delete(snapshot)).id)
+
+
+async def export(call: Call, snapshot: str) -> TrioResponse:
+    call.service.snapshots.layers.snapshot(snapshot)  # an unknown one is a 404, not a body cut short
+    return TrioResponse(_Exported(call, snapshot), content_type="application/x-tar")
+
+
+async def import_file(call: Call) -> SnapshotView:
+    return _view(call, await call.service.transfer.import_file(aiter(request.body), name=call.query.name))
+
+
+class _Exported(ResponseBody):
+    """A snapshot's file as a response body. Owns: the process that writes it."""
+
+    def __init__(self, call: Call, snapshot: str) -> None:
+        self._exported = call.service.transfer.exported(snapshot)
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        return await self._exported.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._exported.__aexit__(exc_type, exc, tb)
+
+
+async def restore(call: Call, sandbox: str) -> SandboxView:
+    call.require_own(snapshot=call.body.snapshot)
+    restored = await call.service.snapshots.restore(sandbox, call.body.snapshot)
+    return SandboxView.of(restored, call.service.node)
+
+
+async def clone(call: Call, sandbox: str) -> Clones:
+    body = call.body
+    lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
+    outcomes = await call.service.clone(
+        sandbox, count=body.count, name=body.name, lifetime=lifetime, owner=call.owner
+    )
+    made = [each for each in outcomes if isinstance(each, Sandbox)]
+    failed = [each for each in outcomes if isinstance(each, SandboxdError)]
+    if not made:
+        raise failed[0]
+    views = [SandboxView.of(each, call.service.node) for each in made]
+    return Clones(sandboxes=views, errors=[ErrorBody.of(each) for each in failed])
+
+
+async def storage(call: Call) -> StorageView:
+    require_all(call.caller)
+    return StorageView.of(await call.service.storage_use())
+
+
+async def collect(call: Call) -> Collected:
+    unused = await call.service.snapshots.layers.collect()
+    return Collected(layers=len(unused), freed_bytes=sum(layer.size or 0 for layer in unused))
+
+
+def _view(call: Call, snapshot: Snapshot) -> SnapshotView:
+    layers = call.service.snapshots.layers
+    return SnapshotView.of(snapshot, layers.layer(snapshot.layer), layers.users(snapshot.layer))

@@ -1,0 +1,61 @@
+"""Watches: made, listed, polled, streamed, stopped."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import trio
+
+from sandboxd.http.native.sandboxes.events import resume_after
+from sandboxd.http.native.watches.schemas import (
+    WatchEvents,
+    WatchEventView,
+    WatchList,
+    WatchStopped,
+    WatchView,
+)
+from sandboxd.http.routes import Call
+from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.service.entry import Entry
+from sandboxd.service.watches.watches import Watch
+
+
+async def create(call: Call, sandbox: str) -> WatchView:
+    return WatchView.of(await call.service.watches.create(call.service.sandboxes.entry(sandbox), call.body.spec()))
+
+
+async def list_all(call: Call, sandbox: str) -> WatchList:
+    watches = call.service.watches.all(call.service.sandboxes.entry(sandbox))
+    return WatchList(watches=[WatchView.of(watch) for watch in watches])
+
+
+async def get(call: Call, sandbox: str, watch: str) -> WatchView:
+    return WatchView.of(call.service.watches.get(call.service.sandboxes.entry(sandbox), watch))
+
+
+async def poll(call: Call, sandbox: str, watch: str) -> WatchEvents:
+    entry, wish = call.service.sandboxes.entry(sandbox), call.body
+    found = call.service.watches.get(entry, watch)
+    events, cursor = await call.service.watches.poll(
+        entry, found, after=wish.after, limit=wish.limit, patience=wish.wait_ms / 1000
+    )
+    return WatchEvents.of(found, events, cursor)
+
+
+async def stream(call: Call, sandbox: str, watch: str) -> TrioResponse:
+    entry = call.service.sandboxes.entry(sandbox)
+    found = call.service.watches.get(entry, watch)
+    return sse_response(_follow(call, entry, found, resume_after(call.query.after)))
+
+
+async def stop(call: Call, sandbox: str, watch: str) -> WatchStopped:
+    await call.service.watches.stop(call.service.sandboxes.entry(sandbox), watch)
+    return WatchStopped(watch_id=watch)
+
+
+@trio.as_safe_channel
+async def _follow(call: Call, entry: Entry, watch: Watch, after: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(call.service.watches.follow(entry, watch, after=after)) as events:
+        async for event in events:
+            data = WatchEventView.of(event).model_dump_json()
+            yield ServerSentEvent(data, event=event.type, id=str(event.id))

@@ -1,0 +1,1 @@
+"""Stateful code execution in kernels that live in the sandbox."""

@@ -1,0 +1,134 @@
+"""Sealed trees on the volume.
+
+    <volume>/layers/<id>/upper    what a sandbox had written, with its natural ids
+    <volume>/layers/.new-…        being made; thrown away by the next start-up
+
+Nothing appears under its id before it is complete and on the disk. Everything here blocks: callers use a thread.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from sandboxd.crashpoints import crash_point
+from sandboxd.kernel import syscalls
+from sandboxd.kernel.overlay import UPPER
+from sandboxd.kernel.treeclone import CloneSummary
+from sandboxd.service.storage.disk import Disk
+
+_NEW: Final = ".new-"
+
+
+class LayerFiles:
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._volume = disk.volume
+        self._directory = disk.volume.root / "layers"
+        self._directory.mkdir(exist_ok=True)
+        self._directory.chmod(0o700)
+
+    def tree(self, layer: str) -> Path:
+        return self._directory / layer
+
+    def new(self) -> Path:
+        """A name for a tree in the making."""
+        return self._directory / f"{_NEW}{secrets.token_hex(8)}"
+
+    def make(self, new: Path) -> None:
+        """An empty tree in the making."""
+        self._volume.make(new)
+
+    def copy(self, source: Path, *, check: Callable[[], None]) -> tuple[Path, CloneSummary]:
+        """A copy of a tree that is at rest, not yet sealed. On failure nothing is left."""
+        new = self.new()
+        try:
+            return new, self._volume.copy(source, new, check=check)
+        except BaseException:
+            self.abandon(new)
+            raise
+
+    def squash(self, trees: Sequence[Path], *, check: Callable[[], None]) -> tuple[Path, CloneSummary]:
+        """One tree of several, uppermost first."""
+        *upper, lowest = trees
+        new, cost = self.copy(lowest, check=check)
+        try:
+            for tree in reversed(upper):
+                more = self._volume.lay_over(tree, new, check=check)
+                cost.copied += more.copied
+                cost.shared += more.shared
+        except BaseException:
+            self.abandon(new)
+            raise
+        return new, cost
+
+    def seal(self, new: Path, layer: str) -> None:
+        """Bring it to the disk, then give it its name."""
+        self.settle()
+        crash_point("layer:copied")
+        new.rename(self.tree(layer))
+
+    def settle(self) -> None:
+        """Write everything on the volume to its disk."""
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(directory)
+        finally:
+            os.close(directory)
+
+    def abandon(self, new: Path) -> None:
+        if new.exists():
+            self._disk.throw_away(new)
+
+    def move(self, sandbox: str, layer: str) -> None:
+        """Make what a sandbox that does not run has written the layer's tree. May be repeated after a crash."""
+        tree, source = self.tree(layer), self._disk.paths(sandbox).writable / UPPER
+        tree.mkdir(mode=0o700, exist_ok=True)
+        if not (tree / UPPER).exists():
+            source.rename(tree / UPPER)
+        self.settle()
+
+    def discard(self, layer: str) -> None:
+        if self.tree(layer).exists():
+            self._disk.throw_away(self.tree(layer))
+
+    def names(self) -> frozenset[str]:
+        """Everything there, what was never finished included."""
+        return frozenset(os.listdir(self._directory))
+
+    def measure(self, layer: str) -> tuple[int, int]:
+        """(bytes on disk, entries) of a layer; a file with several names counts once."""
+        return measure_tree(self.tree(layer) / UPPER)
+
+
+def measure_tree(top: Path) -> tuple[int, int]:
+    """(bytes on disk, entries) below a directory that strangers have filled: nothing is followed or opened."""
+    size = entries = 0
+    linked: set[int] = set()
+    pending = [os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)]
+    try:
+        while pending:
+            directory = pending.pop()
+            try:
+                for entry in os.scandir(directory):
+                    found = entry.stat(follow_symlinks=False)
+                    entries += 1
+                    if found.st_nlink == 1 or found.st_ino not in linked:
+                        size += found.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(
+                            os.open(
+                                entry.name,
+                                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                                dir_fd=directory,
+                            )
+                        )
+                    elif found.st_nlink > 1:
+                        linked.add(found.st_ino)
+            finally:
+                os.close(directory)
+    finally:
+        for directory in pending:
+            os.close(directory)
+    return size, entries
