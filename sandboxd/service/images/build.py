@@ -279,7 +279,7 @@ def _drain(archive: IO[bytes]) -> None:
 
 
 def main() -> int:
-    """`python -m sandboxd.service.image_build NAME`: build into the image directory, with root or without."""
+    """`python -m sandboxd.service.images.build NAME`: build into the image directory, with root or without."""
     parser = argparse.ArgumentParser(description="Build an image from a recipe.")
     parser.add_argument("name", help="name of the image, and of the recipe unless one is given")
     parser.add_argument("--recipe", help="name of a recipe, or path of a directory with a recipe.toml")
