@@ -62,7 +62,7 @@ def list_snapshots(sandbox: str | None, quiet: bool, as_json: bool) -> None:
 
 def _row(found: Snapshot) -> tuple[object, ...]:
     size = _size(found.size_bytes)
-    origin = found.sandbox or "imported"
+    origin = found.sandbox_id or "imported"
     return (found.id, found.name or "-", origin, found.image, size, show_age(found.created_at), len(found.sandboxes))
 
 
@@ -86,7 +86,7 @@ def inspect_snapshot(name: str, as_json: bool) -> None:
             ("id", found.id),
             ("name", found.name),
             ("description", found.description),
-            ("taken of", found.sandbox),
+            ("taken of", found.sandbox_id),
             ("parent", found.parent),
             ("image", found.image),
             ("created", show_time(found.created_at)),

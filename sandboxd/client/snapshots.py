@@ -18,7 +18,7 @@ class Snapshot(Model):
     name: str | None = None
     description: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    sandbox: str | None = None
+    sandbox_id: str | None = None
     """it was taken of; None: it was imported"""
     parent: str | None = None
     image: str = ""

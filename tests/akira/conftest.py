@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import Access, access, root_daemon, rootless_daemon
+from tests.clients.conftest import Access, access, bounded, root_daemon, rootless_daemon
 
-__all__ = ("access", "root_daemon", "rootless_daemon")
+__all__ = ("access", "bounded", "root_daemon", "rootless_daemon")
 
 
 @dataclass(frozen=True)

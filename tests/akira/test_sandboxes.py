@@ -133,6 +133,14 @@ def test_keys_are_asked_for_as_documented(akira: Akira, access: Access, daemon: 
     daemon.call("DELETE", f"/v1/keys/{reader['id']}")
 
 
+def test_a_key_that_has_what_it_may_have_is_told_when_to_come_back(akira: Akira, bounded: Access) -> None:
+    holder = Akira(akira.base, bounded.key)
+    holder.create()
+    refused = holder("POST", "/v1/sandboxes/create", {"image": "base"})
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(refused.headers["retry-after"]) > 0
+
+
 @pytest.mark.parametrize("name", ["list", "create", "delete-all"])
 def test_no_sandbox_takes_the_name_of_a_path(daemon: Daemon, name: str) -> None:
     refused = daemon.call("POST", "/v1/sandboxes", {"name": name})

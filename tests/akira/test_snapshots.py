@@ -12,23 +12,23 @@ def read(akira: Akira, sandbox: str) -> str:
     return akira("GET", f"/v1/sandboxes/{sandbox}/download?path=/tmp/a").data.decode()
 
 
-def test_a_snapshot_restores_into_a_new_sandbox_or_in_place(prefixed: Akira) -> None:
-    sandbox = prefixed.create()
-    write(prefixed, sandbox, "then")
-    taken = prefixed("POST", f"/v1/sandboxes/{sandbox}/snapshot", {"name": "first", "description": "why"})
+def test_a_snapshot_restores_into_a_new_sandbox_or_in_place(akira: Akira) -> None:
+    sandbox = akira.create()
+    write(akira, sandbox, "then")
+    taken = akira("POST", f"/v1/sandboxes/{sandbox}/snapshot", {"name": "first", "description": "why"})
     assert taken.status == 201
     snapshot = taken.json["id"]
     assert (taken.json["status"], taken.json["sandbox_id"], taken.json["name"]) == ("ready", sandbox, "first")
-    write(prefixed, sandbox, "now")
-    made = prefixed("POST", f"/v1/snapshots/{snapshot}/restore")
+    write(akira, sandbox, "now")
+    made = akira("POST", f"/v1/snapshots/{snapshot}/restore")
     assert (made.status, made.json["status"]) == (201, "running")
     assert made.json["id"] != sandbox
-    assert read(prefixed, made.json["id"]) == "then"
-    assert read(prefixed, sandbox) == "now"
-    back = prefixed("POST", f"/v1/snapshots/{snapshot}/restore", {"sandbox_id": sandbox})
+    assert read(akira, made.json["id"]) == "then"
+    assert read(akira, sandbox) == "now"
+    back = akira("POST", f"/v1/snapshots/{snapshot}/restore", {"sandbox_id": sandbox})
     assert (back.status, back.json["id"]) == (200, sandbox)
-    assert read(prefixed, sandbox) == "then"
-    forget_all(prefixed)
+    assert read(akira, sandbox) == "then"
+    forget_all(akira)
 
 
 def forget_all(akira: Akira) -> None:
@@ -46,16 +46,16 @@ def test_snapshots_are_listed_and_deleted(akira: Akira) -> None:
     forget_all(akira)
 
 
-def test_a_clone_begins_with_the_files(prefixed: Akira) -> None:
-    sandbox = prefixed.create()
-    write(prefixed, sandbox, "mine")
-    made = prefixed("POST", f"/v1/sandboxes/{sandbox}/clone")
+def test_a_clone_begins_with_the_files(akira: Akira) -> None:
+    sandbox = akira.create()
+    write(akira, sandbox, "mine")
+    made = akira("POST", f"/v1/sandboxes/{sandbox}/clone")
     assert (made.status, made.json["status"]) == (201, "running")
     clone = made.json["id"]
-    assert read(prefixed, clone) == "mine"
-    write(prefixed, clone, "its own")
-    assert read(prefixed, sandbox) == "mine"
-    forget_all(prefixed)
+    assert read(akira, clone) == "mine"
+    write(akira, clone, "its own")
+    assert read(akira, sandbox) == "mine"
+    forget_all(akira)
 
 
 def test_errors_have_the_documented_body(prefixed: Akira) -> None:

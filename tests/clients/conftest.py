@@ -50,7 +50,17 @@ def rootless_daemon(user_image_dir: Path) -> Iterator[Daemon]:
 @pytest.fixture
 def access(daemon: Daemon) -> Iterator[Access]:
     """A key that may write, as a customer of the service would hold one."""
-    made = daemon.call("POST", "/v1/keys", {"name": "client", "scopes": ["read", "write"]}).json
+    yield from holding_a_key(daemon)
+
+
+@pytest.fixture
+def bounded(daemon: Daemon) -> Iterator[Access]:
+    """The key of a customer who has paid for one sandbox."""
+    yield from holding_a_key(daemon, max_sandboxes=1)
+
+
+def holding_a_key(daemon: Daemon, **terms: object) -> Iterator[Access]:
+    made = daemon.call("POST", "/v1/keys", {"name": "client", "scopes": ["read", "write"], **terms}).json
     address = daemon.options[-1].removeprefix("tcp:")
     yield Access(f"http://{address}", made["key"])
     assert daemon.call("DELETE", f"/v1/keys/{made['id']}").status == 200

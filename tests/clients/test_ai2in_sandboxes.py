@@ -46,3 +46,12 @@ def test_a_sandbox_that_was_killed_is_404(access: Access) -> None:
         sandbox.get_info()
     assert refused.value.code == 404
     refused.value.close()
+
+
+def test_one_sandbox_more_than_the_key_may_have_is_429(bounded: Access) -> None:
+    with Sandbox(base_url=bounded.url, api_key=bounded.key):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            Sandbox(base_url=bounded.url, api_key=bounded.key)
+        assert refused.value.code == 429
+        assert int(refused.value.headers["Retry-After"]) > 0
+        refused.value.close()

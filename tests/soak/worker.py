@@ -142,7 +142,7 @@ class Worker:
 
     def _clone(self, sandbox: Expected) -> None:
         if len(self._sandboxes) < MOST:
-            made = self._call("POST", f"{SANDBOXES}/{sandbox.id}/clone", {})
+            made = self._call("POST", f"{SANDBOXES}/{sandbox.id}/clone", {"count": 1})
             assert made.status == 201, made
             for each in made.json["sandboxes"]:
                 self._sandboxes[each["id"]] = sandbox.copied(each["id"])

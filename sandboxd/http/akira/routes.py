@@ -1,6 +1,7 @@
 """Akira's API in one screen. All of it is below /akira; at its documented paths too where the native API is not.
 
-Three of its paths are the native API's too, with the same meaning and richer answers: those stay native under /v1.
+Three of its paths are the native API's too, with the same meaning: those stay native under /v1, where answers hold
+what Akira's do and more, and only the error body differs.
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.http.native.snapshots import snapshots
 from sandboxd.http.native.snapshots.schemas import (
     Clone,
-    Clones,
+    Cloned,
     Collected,
     ImportSnapshot,
     Restore,
@@ -26,7 +26,7 @@ SNAPSHOT_ROUTES = (
     Route(method="POST", path=f"{SANDBOX}/snapshot", handler=snapshots.take, scope=WRITE, optional_body=True,
           body=TakeSnapshot, response=SnapshotView, status=201, summary="Keep what it has on its disk now"),
     Route(method="POST", path=f"{SANDBOX}/clone", handler=snapshots.clone, scope=WRITE, optional_body=True,
-          body=Clone, response=Clones, status=201, summary="Create sandboxes that begin with its files"),
+          body=Clone, response=Cloned, status=201, summary="Create sandboxes that begin with its files"),
     Route(method="POST", path=f"{SANDBOX}/restore", handler=snapshots.restore, scope=WRITE,
           body=Restore, response=SandboxView, summary="Put its files back to a snapshot, and start it again"),
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, RootModel, StringConstraints
 
 from sandboxd.http.native.fields import DAY_MS, ErrorBody, Metadata, Name, Request, Response
 from sandboxd.http.native.sandboxes.schemas import SandboxView
@@ -33,7 +33,8 @@ class SnapshotView(Response):
     name: str | None
     description: str
     metadata: dict[str, str]
-    sandbox: str | None
+    status: Literal["ready"] = "ready"
+    sandbox_id: str | None
     """it was taken of; null: it was imported"""
     parent: str | None
     """snapshot that sandbox had been made of, or restored to"""
@@ -56,7 +57,7 @@ class SnapshotView(Response):
             name=snapshot.name,
             description=snapshot.description,
             metadata=dict(snapshot.metadata),
-            sandbox=snapshot.sandbox,
+            sandbox_id=snapshot.sandbox,
             parent=snapshot.parent,
             image=snapshot.spec.image_name,
             image_digest=snapshot.spec.image,
@@ -96,7 +97,8 @@ class Restore(Request):
 
 
 class Clone(Request):
-    count: Annotated[int, Field(ge=1, le=MAX_CLONES)] = 1
+    count: Annotated[int, Field(ge=1, le=MAX_CLONES)] | None = None
+    """without it: one, and the answer is that sandbox itself"""
     name: Annotated[Name, StringConstraints(max_length=59)] | None = None
     """of the clone; of several, each has -1, -2, … behind it"""
     timeout_ms: Annotated[int, Field(ge=1, le=30 * DAY_MS)] | None = None
@@ -107,6 +109,10 @@ class Clones(Response):
     sandboxes: list[SandboxView]
     errors: list[ErrorBody]
     """one for each clone that could not be made"""
+
+
+class Cloned(RootModel[SandboxView | Clones]):
+    """A sandbox when no `count` was given; otherwise what became of as many as were asked for."""
 
 
 class ImportSnapshot(Request):

@@ -12,6 +12,7 @@ from sandboxd.http.auth import require_all
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.http.native.snapshots.schemas import (
+    Cloned,
     Clones,
     Collected,
     SnapshotDeleted,
@@ -90,18 +91,20 @@ async def restore(call: Call, sandbox: str) -> SandboxView:
     return SandboxView.of(restored, call.service.node)
 
 
-async def clone(call: Call, sandbox: str) -> Clones:
+async def clone(call: Call, sandbox: str) -> Cloned:
     body = call.body
     lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
     outcomes = await call.service.clone(
-        sandbox, count=body.count, name=body.name, lifetime=lifetime, owner=call.owner
+        sandbox, count=body.count or 1, name=body.name, lifetime=lifetime, owner=call.owner
     )
     made = [each for each in outcomes if isinstance(each, Sandbox)]
     failed = [each for each in outcomes if isinstance(each, SandboxdError)]
     if not made:
         raise failed[0]
     views = [SandboxView.of(each, call.service.node) for each in made]
-    return Clones(sandboxes=views, errors=[ErrorBody.of(each) for each in failed])
+    if body.count is None:
+        return Cloned(views[0])
+    return Cloned(Clones(sandboxes=views, errors=[ErrorBody.of(each) for each in failed]))
 
 
 async def storage(call: Call) -> StorageView:
