@@ -9,7 +9,6 @@ Extends Quart at its class attributes. What differs from quart-trio as shipped:
 - An empty binary websocket message arrives as `b""`, not as None; a failed handler closes with 1011, not 1000.
 """
 
-import json
 import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import RequestTimeout
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from sandboxd.errors import InvalidRequest, TooLarge
+from sandboxd.errors import TooLarge
 from sandboxd.http.exchange import BODY_FOLLOWS
 from sandboxd.http.stack import (
     ASGIReceiveCallable,
@@ -315,21 +314,6 @@ class SandboxdApp(QuartTrio):
 async def read_body(*, limit: int = MAX_WHOLE_BODY) -> bytes:
     """The current request's body in one piece, at most `limit` bytes (`TooLarge`)."""
     return await cast("PacedRequest", request).body.read(limit=limit)
-
-
-async def read_json(*, limit: int = MAX_WHOLE_BODY) -> Any:
-    """The current request's body, at most `limit` bytes, as JSON. Raises `TooLarge`, `InvalidRequest`."""
-    body = await read_body(limit=limit)
-    try:
-        return json.loads(body, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise InvalidRequest("cannot read the request body as JSON: it is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidRequest(f"cannot read the request body as JSON: {error}") from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def raw_path_segments(scope: HTTPScope | WebsocketScope) -> tuple[str, ...]:
