@@ -192,7 +192,7 @@ async def test_client_that_asks_first_is_told_to_go_on(app):
 async def test_upload_that_stops_is_answered_408(app):
     app.config["BODY_TIMEOUT"] = 0.2
     async with serving(app) as served:
-        answer = await exchange(served, b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        answer = await exchange(served, b"POST /little HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
