@@ -89,6 +89,37 @@ def test_a_crash_at_every_point_of_a_stop_and_of_a_start(
     assert witnesses.disagreement(own_daemon) == {}
 
 
+# Those that come after the first are met by the start-ups that finish what was begun.
+EXPIRIES = {
+    "pause": (["pause:recorded", "pause:frozen", "pause:confirmed"], ["expired", "paused"]),
+    "stop": (["stop:asked", "stop:killed", "stopped:confirmed"], ["expired", "stopped"]),
+    "kill": (["delete:asked", "delete:forgotten"], ["expired", "deleted"]),
+}
+
+
+@pytest.mark.parametrize("action", EXPIRIES)
+def test_a_crash_at_every_point_of_an_expiry(own_root_daemon: Daemon, action: str) -> None:
+    """Nobody asks for it: each daemon dies of what it does by itself, and it happens once all the same."""
+    daemon, (points, events) = own_root_daemon.start(), EXPIRIES[action]
+    sandbox = daemon.create(timeout_ms=3_600_000, on_timeout=action)
+    daemon.shell(sandbox, f"echo kept > ~/file; {TICKS}")
+    assert daemon.call("POST", f"{SANDBOXES}/{sandbox}/timeout", {"timeout_ms": 300}).status == 200
+    daemon.kill()
+    for point in points:
+        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.launch()
+        assert daemon.wait() == -signal.SIGKILL, point
+    restart(daemon)
+    wait_until(lambda: daemon.events(sandbox)[2:] == events)
+    assert witnesses.disagreement(daemon) == {}
+    if action != "kill":
+        view = daemon.view(sandbox)
+        assert (view["status"], view["end_at"]) == (events[-1], None)
+        assert daemon.call("POST", f"{SANDBOXES}/{sandbox}/timeout", {"timeout_ms": None}).status == 200
+        bring_to(daemon, sandbox, "running")
+        assert daemon.shell(sandbox, "cat ~/file")["stdout"] == "kept\n"
+
+
 def test_a_paused_sandbox_is_paused_after_a_restart_and_whoever_thawed_it_has_done_so_for_nothing(
     own_root_daemon: Daemon,
 ) -> None:

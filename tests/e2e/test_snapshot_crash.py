@@ -12,9 +12,10 @@ import pytest
 
 from sandboxd.crashpoints import POINTS
 from tests.conftest import daemon_as_user
-from tests.support import witnesses
+from tests.support import census, witnesses
 from tests.support.daemon import Daemon, running
 from tests.support.sandbox import Box
+from tests.support.waiting import wait_until
 
 SANDBOXES = "/v1/sandboxes"
 SNAPSHOTS = "/v1/snapshots"
@@ -29,14 +30,14 @@ def survivor(own_daemon: Daemon) -> Box:
     return box
 
 
-def crash(daemon: Daemon, point: str, method: str, path: str, body: Any = None) -> None:
+def crash(daemon: Daemon, point: str, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> None:
     """Have the daemon make the request and die at the point; then start the next one."""
     assert point in POINTS
     assert daemon.stop() == 0
     daemon.environment["SANDBOXD_CRASH_AT"] = point
     daemon.start()
     with contextlib.suppress(http.client.HTTPException, OSError):
-        answer = daemon.call(method, path, body)
+        answer = daemon.call(method, path, body, data=data)
         # What is done in the background dies after the answer.
         assert answer.status < 300, answer.data
     assert daemon.wait() == -signal.SIGKILL
@@ -107,6 +108,49 @@ def test_clones_of_a_daemon_that_died_are_whole_or_gone(survivor: Box) -> None:
         for view in daemon.views():
             assert daemon.shell(view["id"], "cat ~/file")["stdout"] == "written\n"
         assert_true(survivor)
+
+
+def exported_file(box: Box) -> bytes:
+    """Of a snapshot `original`, whose two layers an export has to make one."""
+    box.answer("snapshot", {"name": "below"})
+    above = box.daemon.create(snapshot="below")
+    assert box.daemon.call("POST", f"{SANDBOXES}/{above}/snapshot", {"name": "original"}).status == 201
+    box.daemon.delete(above)
+    answer = box.daemon.call("GET", f"{SNAPSHOTS}/original/export")
+    assert answer.status == 200
+    return answer.data
+
+
+def test_an_import_is_whole_or_never_was(survivor: Box) -> None:
+    daemon, data = survivor.daemon, exported_file(survivor)
+    for point in ("import:unpacking", "layer:sealed"):
+        crash(daemon, point, "POST", f"{SNAPSHOTS}/import?name=copy", data=data)
+        assert names(daemon) == ["below", "original"]
+        assert_true(survivor)
+    crash(daemon, "import:confirmed", "POST", f"{SNAPSHOTS}/import?name=copy", data=data)
+    assert names(daemon) == ["below", "original", "copy"]
+    assert daemon.shell(daemon.create(snapshot="copy"), "cat ~/file")["stdout"] == "written\n"
+    assert_true(survivor)
+
+
+def test_an_export_leaves_nothing_and_its_file_is_not_taken_for_whole(survivor: Box) -> None:
+    daemon = survivor.daemon
+    survivor.shell("head -c 16M /dev/zero > ~/zeros")  # more than all the pipes on the way hold
+    data = exported_file(survivor)
+    crash(daemon, "export:staged", "GET", f"{SNAPSHOTS}/original/export")
+    assert_true(survivor)
+    with contextlib.closing(daemon.connect()) as connection:
+        connection.request("GET", f"{SNAPSHOTS}/original/export")
+        response = connection.getresponse()
+        part = response.read(1 << 20)
+        daemon.kill()
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            part += response.read()
+    wait_until(lambda: not [each for each in census.processes() if each.command.startswith("tar ")])
+    daemon.start()
+    assert len(part) < len(data)
+    assert daemon.call("POST", f"{SNAPSHOTS}/import?name=part", data=part).json["kind"] == "bad_archive"
+    assert_true(survivor)
 
 
 def test_deletions_go_on_where_they_stopped(survivor: Box) -> None:

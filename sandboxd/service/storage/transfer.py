@@ -66,6 +66,7 @@ class SnapshotTransfer:
         with self._layers.held(found.layer):
             place = files.new()
             await trio.to_thread.run_sync(self._stage, found, place)
+            crash_point("export:staged")
             try:
                 tree = files.tree(found.layer) if self._layers.layer(found.layer).depth == 1 else place
                 async with _packing(place, tree) as chunks:
@@ -151,6 +152,7 @@ class SnapshotTransfer:
 
         def accept(raw: bytes) -> int:
             found.append(self._checked(raw))
+            crash_point("import:unpacking")
             return found[0].id_base
 
         try:
