@@ -140,11 +140,16 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+# So many more made than freed begin a search for garbage; Python's own 700 are what two or three requests make.
+YOUNG_OBJECTS = 10_000
+
+
 def settle_memory() -> None:
     """What is loaded by now stays: exempt it from the searches for garbage, each of which would go through all of it
-    (30 ms and more, during which nobody is served)."""
+    (30 ms and more, during which nobody is served). Little that comes later is in cycles, so those are rare, too."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def make_directories(config: Config) -> None:

@@ -25,6 +25,7 @@ from werkzeug.exceptions import RequestTimeout
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from sandboxd.errors import TooLarge
+from sandboxd.http.dispatch import DirectApp
 from sandboxd.http.exchange import BODY_FOLLOWS
 from sandboxd.http.stack import (
     ASGIReceiveCallable,
@@ -281,7 +282,7 @@ class NoSessions(SessionInterface):
         raise NotImplementedError("null sessions are not saved")
 
 
-class SandboxdApp(QuartTrio):
+class SandboxdApp(DirectApp):
     """The base of the daemon's application. Serve it with `sandboxd.http.serving`.
 
     Lifespan, background tasks and before/after-serving hooks of Quart do not run: nothing durable may live in a web

@@ -56,11 +56,15 @@ from hypercorn.typing import (
     WebsocketScope,
 )
 from quart.asgi import ASGIWebsocketConnection
+from quart.ctx import AppContext, RequestContext
+from quart.globals import _cv_app as current_app
+from quart.globals import _cv_request as current_request
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest, TrioResponse, TrioWebsocket
 from quart_trio.wrappers.request import TrioBody
+from werkzeug.routing import MapAdapter
 
 __all__ = (
     "PINNED",
@@ -72,6 +76,7 @@ __all__ = (
     "ASGISendEvent",
     "ASGIWebsocketConnection",
     "ASGIWebsocketState",
+    "AppContext",
     "Closed",
     "ConnectionState",
     "DataBody",
@@ -82,8 +87,10 @@ __all__ = (
     "H11WSConnection",
     "HTTPScope",
     "HypercornConfig",
+    "MapAdapter",
     "QuartTrio",
     "RawData",
+    "RequestContext",
     "Scope",
     "StreamBody",
     "StreamClosed",
@@ -100,4 +107,6 @@ __all__ = (
     "WebsocketScope",
     "WorkerContext",
     "check_versions",
+    "current_app",
+    "current_request",
 )

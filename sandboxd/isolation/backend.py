@@ -127,6 +127,35 @@ def attach_by_pid(machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> 
     )
 
 
+def attach_new(pid: int, monitor: int, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine:
+    """The machine of two processes that have just been started. Raises: OSError if one of them has ended."""
+    init_pidfd = os.pidfd_open(pid)
+    try:
+        monitor_pidfd = os.pidfd_open(monitor)
+    except BaseException:
+        os.close(init_pidfd)
+        raise
+    machine = Machine(
+        pid=pid,
+        pid_started=procstat.start_time(pid),
+        monitor=monitor,
+        monitor_started=procstat.start_time(monitor),
+        host_boot_id=procstat.boot_id(),
+    )
+    running = RunningMachine(
+        machine=machine,
+        init=InitClient(runtime / "init.sock"),
+        cgroup=cgroup,
+        init_pidfd=init_pidfd,
+        monitor_pidfd=monitor_pidfd,
+    )
+    # While they live nobody else has their pids: the start times are theirs.
+    if not (_alive(init_pidfd) and _alive(monitor_pidfd)):
+        running.close()
+        raise OSError("the sandbox ended while it started")
+    return running
+
+
 def open_pidfd(pid: int, started: int) -> int | None:
     """A pidfd of the process `pid` that started at `started` (clock ticks since boot); None if it is gone."""
     try:

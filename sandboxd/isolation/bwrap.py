@@ -27,14 +27,20 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import LaunchFailed, first_leaf
 from sandboxd.isolation import seccomp
-from sandboxd.isolation.backend import KILL_LIMIT, Meanwhile, RunningMachine, attach_by_pid, remove_cgroup
+from sandboxd.isolation.backend import (
+    KILL_LIMIT,
+    Meanwhile,
+    RunningMachine,
+    attach_by_pid,
+    attach_new,
+    remove_cgroup,
+)
 from sandboxd.isolation.bwrap_render import assemble_request, start_request
 from sandboxd.isolation.init_client import InitGone
 from sandboxd.isolation.launcher import Launcher
 from sandboxd.isolation.marks import marked_processes
 from sandboxd.isolation.pipes import Gate, Pipe, closing, listening_socket, memory_file
 from sandboxd.isolation.plan import LaunchPlan, Slot, StartRequest
-from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Machine
 
@@ -117,7 +123,7 @@ class BwrapBackend:
             try:
                 with trio.fail_after(READY_LIMIT):
                     await gate.wait_reached()
-                    running = _running(slot, _child_pid(info), monitor, cgroup)
+                    running = attach_new(_child_pid(info), monitor, slot.runtime, cgroup=cgroup)
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await _undo(monitor, cgroup)
@@ -191,20 +197,6 @@ async def _beside(work: Meanwhile | None, running: RunningMachine) -> AsyncItera
 def _child_pid(info: int) -> int:
     """The host pid of what will be sandbox-init, from what bwrap has written (`--info-fd`) before it let it go on."""
     return int(json.loads(os.pread(info, 4096, 0))["child-pid"])
-
-
-def _running(slot: Slot, pid: int, monitor: int, cgroup: Cgroup | None) -> RunningMachine:
-    machine = Machine(
-        pid=pid,
-        pid_started=procstat.start_time(pid),
-        monitor=monitor,
-        monitor_started=procstat.start_time(monitor),
-        host_boot_id=procstat.boot_id(),
-    )
-    running = attach_by_pid(machine, slot.runtime, cgroup=cgroup)
-    if running is None:
-        raise OSError("the sandbox ended while it started")
-    return running
 
 
 async def _undo(monitor: int, cgroup: Cgroup | None) -> None:

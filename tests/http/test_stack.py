@@ -9,6 +9,8 @@ import hypercorn.protocol.ws_stream
 import pytest
 import quart.app
 import quart.asgi
+import quart.ctx
+import quart_trio.app
 import quart_trio.asgi
 
 from sandboxd.errors import StartupError
@@ -43,7 +45,9 @@ def test_other_version_is_refused_with_its_remedy(package, monkeypatch):
         (quart.asgi.ASGIHTTPConnection, "_create_request_from_scope"),
         (quart.asgi.ASGIWebsocketConnection, "handle_websocket"),
         (quart_trio.asgi.TrioASGIWebsocketConnection, "_create_websocket_from_scope"),
-        (quart.app.Quart, "handle_websocket_exception handle_request"),
+        (quart.app.Quart, "handle_websocket_exception handle_request create_url_adapter request_context"),
+        (quart_trio.app.QuartTrio, "full_dispatch_request dispatch_request handle_user_exception make_response"),
+        (quart.ctx.RequestContext, "__aenter__ __aexit__ match_request"),
     ],
 )
 def test_methods_we_override_or_call_exist(owner, names):
