@@ -248,7 +248,7 @@ def install_init(config: Config) -> Path:
     except OSError as error:
         raise StartupError(f"cannot read sandbox-init: {error}") from error
     target = config.runtime_dir / f"sandbox-init-{hashlib.sha256(program).hexdigest()[:12]}"
-    if not target.exists():
+    if not target.exists() or target.stat().st_size != len(program):  # cut short by a power cut
         fresh = target.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(program)
         fresh.chmod(0o555)

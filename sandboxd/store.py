@@ -7,6 +7,7 @@ anyway. A sandbox's row is written when all of it is there and removed when its 
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,8 +108,9 @@ class Store:
     Cancelled: a statement that was begun is finished first. Raises: Unavailable if the disk is full or fails.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._log = path.with_name(f"{path.name}-wal")
         self._limiter = trio.CapacityLimiter(1)
 
     async def save(self, sandbox: Sandbox, events: Sequence[NewEvent] = ()) -> list[Event]:
@@ -308,6 +310,13 @@ class Store:
             lambda db: db.execute("DELETE FROM exposures WHERE sandbox = ? AND port = ?", (sandbox, port))
         )
 
+    async def sync(self) -> None:
+        """Have what was recorded so far outlive a power cut, before something is done that cannot be undone.
+
+        By itself that comes to be some seconds later.
+        """
+        await trio.to_thread.run_sync(_sync, self._log)
+
     async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await trio.to_thread.run_sync(self._run, work, limiter=self._limiter)
 
@@ -321,6 +330,15 @@ class Store:
                 "delete sandboxes or snapshots that nobody needs",
                 kind="no_space" if _is_full(error) else None,
             ) from error
+
+
+def _sync(log: Path) -> None:
+    """SQLite's locks are on its other two files: this one may be opened and closed beside it."""
+    try:
+        with open(log, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Unavailable(f"cannot record the change: {log}: {error.strerror}") from error
 
 
 def _is_full(error: sqlite3.OperationalError) -> bool:
@@ -376,7 +394,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
     """Open the database, bring its schema up to date, and close it with the block. Raises: StartupError."""
     connection = await trio.to_thread.run_sync(_connect, path)
     try:
-        yield Store(connection)
+        yield Store(connection, path)
     finally:
         connection.close()
 

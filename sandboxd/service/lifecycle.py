@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import SandboxdError, SandboxLost
+from sandboxd.errors import SandboxdError, SandboxLost, Unprocessable
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.freezer import freeze, stopped_jobs, thaw
 from sandboxd.isolation.init_client import InitError, InitGone
@@ -106,8 +106,12 @@ class Lifecycle:
         await self._without_machine(entry, SandboxState.STOPPED, new_event(EventKind.STOPPED, entry.sandbox.id))
 
     async def start(self, entry: Entry) -> None:
-        """A new machine over the same files: same id, names and machine-id, new boot. Raises also: LaunchFailed."""
+        """A new machine over the same files: same id, names and machine-id, new boot. Raises also: LaunchFailed,
+        Unprocessable when its files are lost.
+        """
         entry.require_change("start", SandboxState.STARTING)
+        if not self._machines.has_files(entry.sandbox):
+            raise files_missing("start", entry.sandbox)
         before, image = entry.sandbox, self._find_image(entry.sandbox.spec.image)
         taken = self._machines.take_range()
         try:
@@ -171,7 +175,7 @@ class Lifecycle:
 
     async def note_exit(self, entry: Entry) -> None:
         """Its pid 1 is gone though nobody asked. Whatever was left of its processes goes too; its files stay."""
-        reason = "oom" if entry.oom_noticed else _why_gone(entry.sandbox)
+        reason = "oom" if entry.oom_noticed else self._why_gone(entry.sandbox)
         try:
             await self._machines.end(entry)
         except SandboxdError as failure:
@@ -179,6 +183,12 @@ class Lifecycle:
             log.error("sandbox %s has ended, but not all of it: %s", entry.sandbox.id, failure)
         event = new_event(EventKind.EXITED, entry.sandbox.id, reason=reason)
         await self._without_machine(entry, SandboxState.EXITED, event)
+
+    def _why_gone(self, sandbox: Sandbox) -> str:
+        if not self._machines.has_files(sandbox):
+            return "files lost"
+        machine = sandbox.machine
+        return "host restarted" if machine and machine.host_boot_id != procstat.boot_id() else "init ended"
 
     async def let_go(self, entry: Entry) -> None:
         """Of what a daemon that died did not come to give back when the machine had ended."""
@@ -200,13 +210,17 @@ class Lifecycle:
             await self._machines.let_go(before)
 
 
+def files_missing(verb: str, sandbox: Sandbox) -> Unprocessable:
+    """What to answer who needs files that are not there, or not what their record says."""
+    reason = "a restore of them was not finished" if sandbox.discarding else "they are lost"
+    return Unprocessable(
+        f"cannot {verb} sandbox {sandbox.id} with its files: {reason}; restore it to a snapshot, or delete it",
+        kind="files_missing",
+    )
+
+
 def expiry_event(entry: Entry, expiry: Expiry) -> NewEvent:
     return new_event(EventKind.EXPIRED, entry.sandbox.id, reason=expiry.reason, action=expiry.action)
-
-
-def _why_gone(sandbox: Sandbox) -> str:
-    machine = sandbox.machine
-    return "host restarted" if machine and machine.host_boot_id != procstat.boot_id() else "init ended"
 
 
 def _live(entry: Entry) -> RunningMachine:

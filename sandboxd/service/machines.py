@@ -71,6 +71,10 @@ class Machines:
     def take_range(self) -> int:
         return self._host.ranges.take()
 
+    def has_files(self, sandbox: Sandbox) -> bool:
+        """Whether a machine can be made over them, as far as they are not its layers'."""
+        return not sandbox.discarding and self._host.disk.has_files(sandbox.id)
+
     def renew(self, sandbox: str) -> None:
         """Ready a sandbox's directories for its next machine."""
         self._host.disk.renew(sandbox)

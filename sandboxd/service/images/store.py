@@ -294,6 +294,10 @@ class ImageStore:
             names = self._json.read(self.directory / "names.json")
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            # Images have their digests still, by which sandboxes know them.
+            log.error("cannot read the names of images, %s: %s", self.directory / "names.json", error)
+            return {}
         return {str(name): str(digest) for name, digest in names.items()}
 
     def _write_names(self, names: Mapping[str, str]) -> None:

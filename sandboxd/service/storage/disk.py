@@ -122,6 +122,10 @@ class Disk:
         shutil.rmtree(paths.writable / WORK, ignore_errors=True)
         self._make_overlay_directory(f"{paths.writable}/{WORK}")
 
+    def has_files(self, sandbox: str) -> bool:
+        """Whether what the sandbox wrote is there: a power cut, or a person, may have taken it."""
+        return (self.paths(sandbox).writable / UPPER).is_dir()
+
     def sync(self, sandbox: str) -> None:
         """Write what the sandbox wrote to the disk itself. Takes as long as that takes."""
         directory = os.open(self.paths(sandbox).writable, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

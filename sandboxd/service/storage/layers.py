@@ -168,6 +168,10 @@ class Layers:
         self._events.announce(recorded)
         self.note_change()
 
+    async def sync(self) -> None:
+        """Have the records outlive a power cut, before files go that older ones tell of. Raises: Unavailable."""
+        await self._store.sync()
+
     async def forget(self, snapshot: Snapshot) -> None:
         """The snapshot is gone with this; its layer when nothing stands on it any more."""
         await self._store.forget_snapshot(snapshot.id)
@@ -191,7 +195,8 @@ class Layers:
         for layer in self.layers():
             for sandbox in records:
                 if layer.moving == sandbox.id:
-                    await self.finish_move(layer, sandbox)
+                    with _told(f"snapshot of sandbox {sandbox.id}"):
+                        await self.finish_move(layer, sandbox)
         finished = [await self._finish_restore(each) for each in records]
         for stray in self.files.names() - set(self._layers):
             log.warning("sweeping layer %s, which has no record", stray)
@@ -217,10 +222,13 @@ class Layers:
     async def _finish_restore(self, sandbox: Sandbox) -> Sandbox:
         if not sandbox.discarding:
             return sandbox
-        await self.begin_anew(sandbox)
-        finished = replace(sandbox, discarding=False)
-        await self.record(sandboxes=[finished])
-        return finished
+        found = sandbox
+        with _told(f"restore of sandbox {sandbox.id}"):
+            await self.begin_anew(sandbox)
+            finished = replace(sandbox, discarding=False)
+            await self.record(sandboxes=[finished])
+            found = finished
+        return found
 
     async def keep_house(self) -> None:
         """A task of the service: let go of layers that nothing stands on, and count the bytes of new ones."""
@@ -243,6 +251,7 @@ class Layers:
         for layer in unused:
             self._layers.pop(layer.id, None)
         crash_point("layer:forgotten")
+        await self.sync()
         for layer in unused:
             self.files.discard(layer.id)
         self.on_discarded()
@@ -267,6 +276,15 @@ class Layers:
         with self.held(layer.id):
             size, entries = await trio.to_thread.run_sync(self.files.measure, layer.id)
             await self.record(layers=[replace(layer, size=size, entries=entries)])
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A start-up goes on without it: one sandbox whose files are lost is not to keep the others from working."""
+    try:
+        yield
+    except (SandboxdError, OSError) as failure:
+        log.error("the %s cannot be finished, the next start tries again: %s", what, failure)
 
 
 def new_layer(parent: Layer | None, *, moving: str | None = None) -> Layer:

@@ -21,6 +21,7 @@ from sandboxd.kernel.treeclone import CloneSummary, TreeRefused
 from sandboxd.model import CopyCost, EventKind, Image, Layer, Sandbox, SandboxSpec, SandboxState, Snapshot
 from sandboxd.service.entry import Entry
 from sandboxd.service.events import new_event
+from sandboxd.service.lifecycle import files_missing
 from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.service.storage.layers import MAX_DEPTH, Layers, new_layer
 from sandboxd.store import NewEvent
@@ -92,6 +93,8 @@ class Snapshots:
         self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None = None
     ) -> AsyncIterator[Sealed]:
         """The sandbox's writable tree as a recorded layer, together with the snapshot `describe` makes of it."""
+        if entry.sandbox.discarding or not self._sandboxes.disk.has_files(entry.sandbox.id):
+            raise files_missing("copy", entry.sandbox)
         with _explained(entry):
             if entry.sandbox.state in AT_REST and self._can_move(entry.sandbox):
                 sealed = await self._move(entry, describe)
@@ -117,6 +120,7 @@ class Snapshots:
             await self.layers.record(layers=[layer], snapshots=snapshots, sandboxes=[standing], events=events)
             entry.sandbox = standing
         crash_point("snapshot:recorded")
+        await self.layers.sync()
         with trio.CancelScope(shield=True):  # one rename and a sync; half of it would be nobody's
             moved = await self.layers.finish_move(layer, standing)
         return replace(sealed, layer=moved)
@@ -211,6 +215,7 @@ class Snapshots:
                 await self.layers.record(sandboxes=[goal])
                 entry.sandbox = goal
             crash_point("restore:recorded")
+            await self.layers.sync()
             await self.layers.begin_anew(goal)
             crash_point("restore:replaced")
             async with entry.recording:
