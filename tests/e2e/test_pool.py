@@ -119,7 +119,7 @@ def test_a_disk_limit_holds_and_harms_nobody_else(host: Daemon) -> None:
     assert "quota exceeded" in full["stderr"] or "No space" in full["stderr"]
     assert free.shell("head -c 40000000 /dev/zero > ~/big && echo well")["stdout"] == "well\n"
     assert limited.shell("rm ~/big && sync; echo small > ~/small && echo well", user="root")["stdout"] == "well\n"
-    clone = Box(host, limited.answer("clone", None).json["sandboxes"][0]["id"])
+    clone = Box(host, limited.answer("clone", None).json["id"])
     assert host.view(clone.id)["limits"]["disk_bytes"] == 20 * MIB
     assert clone.shell("head -c 40000000 /dev/zero | tr '\\0' x > ~/big; sync", user="root")["stderr"]
     assert limited.answer("stop", None).status == 200

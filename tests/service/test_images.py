@@ -307,3 +307,12 @@ def test_closed_and_deep_trees_are_deleted_and_links_not_followed(store: ImageSt
     ImageStore(store.directory)
     assert leftovers(store) == []
     assert (tmp_path / "precious/file").exists()
+
+
+@pytest.mark.parametrize("left", [0, 20])
+def test_names_that_were_cut_short_cost_no_image(store: ImageStore, left: int) -> None:
+    digest = import_bytes(store, ROOT, "one")
+    os.truncate(store.directory / "names.json", left)
+    assert store.get(digest).names == ()
+    store.tag(digest, "again")
+    assert store.get("again").digest == digest
