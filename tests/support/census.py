@@ -108,24 +108,37 @@ def waiting(found: Iterable[Process]) -> frozenset[str]:
 def _described(pid: str) -> tuple[Process, bool] | None:
     """The process, and whether it carries this run's mark; None for one that is dead, and only waits to be reaped."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        # Half of what is there are the kernel's threads, which have no words: done with as soon as that is seen.
+        given = _content(f"/proc/{pid}/cmdline")
+        environment = _content(f"/proc/{pid}/environ") if given else b""
     except OSError:
         return None
-    values = {name: _value(name, environment) for name in (RUN, DAEMON)}
-    command = b" ".join(words).decode(errors="replace")[:120].strip()
-    described = Process(int(pid), command, _sandbox(words), values[DAEMON])
-    return (described, values[RUN] == os.environ.get(RUN)) if command else None
+    command = given.replace(b"\0", b" ").decode(errors="replace")[:120].strip()
+    described = Process(int(pid), command, _sandbox(given), _value(DAEMON, environment))
+    return (described, _value(RUN, environment) == os.environ.get(RUN)) if command else None
 
 
-def _value(name: str, environment: list[bytes]) -> str | None:
-    found = [entry for entry in environment if entry.startswith(name.encode() + b"=")]
-    return found[0].partition(b"=")[2].decode(errors="replace") if found else None
+def _content(path: str) -> bytes:
+    """Of a file in /proc. Bare calls: this is done a few hundred times around each test."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        whole = b""
+        while part := os.read(descriptor, 1 << 16):
+            whole += part
+        return whole
+    finally:
+        os.close(descriptor)
 
 
-def _sandbox(words: list[bytes]) -> str | None:
-    mark = MARK.encode()
-    return words[words.index(mark) + 1].decode(errors="replace") if mark in words[:-1] else None
+def _value(name: str, environment: bytes) -> str | None:
+    _, found, rest = (b"\0" + environment).partition(f"\0{name}=".encode())
+    return rest.partition(b"\0")[0].decode(errors="replace") if found else None
+
+
+def _sandbox(words: bytes) -> str | None:
+    """What follows the mark in a command line."""
+    _, found, rest = words.partition(b"\0" + MARK.encode() + b"\0")
+    return rest.partition(b"\0")[0].decode(errors="replace") if found else None
 
 
 def _mounts() -> Iterator[str]:
@@ -137,7 +150,8 @@ def _cgroups() -> Iterator[str]:
     for top in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
         if (top / "cgroup.controllers").exists():
             for path, names, _ in os.walk(top):
-                yield from (f"{path}/{name}" for name in names if not cgroup_names.isdisjoint(Path(path, name).parts))
+                within = not cgroup_names.isdisjoint(path.split("/"))
+                yield from (f"{path}/{name}" for name in names if within or name in cgroup_names)
             return
 
 
