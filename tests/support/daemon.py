@@ -179,7 +179,7 @@ class Daemon:
         """End everything, whatever state it is in, and remove its files. Raises: AssertionError if it cannot."""
         self.environment.pop("SANDBOXD_CRASH_AT", None)
         try:
-            if (self.state / "state.db").exists():  # it has served once
+            if self.alive or self._has_left_something():
                 if not self.alive:
                     self.start()
                 self.delete_all()
@@ -190,6 +190,12 @@ class Daemon:
             self._kill_the_rest()
             remove_cgroup(self.cgroup_name)
             subprocess.run(["rm", "-rf", str(self.root)], check=True)
+
+    def _has_left_something(self) -> bool:
+        """Other than files and its empty cgroup, which go without it: it has served once, and sandboxes still run."""
+        served = (self.state / "state.db").exists()
+        # Without root, files of the ids that sandboxes have are the daemon's to remove.
+        return served and (os.geteuid() != 0 or any(each.daemon == str(self.root) for each in census.processes()))
 
     def _kill_the_rest(self) -> None:
         """Sandboxes that the daemon could not delete any more: the test has failed, the machine is to be clean."""
