@@ -1,5 +1,6 @@
 """The API's own description: OpenAPI 3.1 made from the route table and its models, and a page to read it."""
 
+import functools
 import html
 import re
 from collections.abc import Mapping
@@ -20,14 +21,14 @@ _STREAM_TYPES = {"sse": "text/event-stream", "download": "application/octet-stre
 
 
 def routes(api: tuple[Route, ...]) -> tuple[Route, ...]:
-    document = describe(api)
-    text, page = to_json(document).encode(), _page(document).encode()
+    # Made when it is first asked for: it would be a sixth of what a start takes.
+    document = functools.cache(functools.partial(describe, api))
 
     async def openapi(_: Call) -> Response:
-        return Response(text, content_type="application/json")
+        return Response(to_json(document()).encode(), content_type="application/json")
 
     async def docs(_: Call) -> Response:
-        return Response(page, content_type="text/html; charset=utf-8")
+        return Response(_page(document()).encode(), content_type="text/html; charset=utf-8")
 
     return (
         Route(method="GET", path="/v1/openapi.json", handler=openapi, scope=None, summary="This description"),
