@@ -17,6 +17,7 @@ from typing import Final
 from sandboxd.kernel import syscalls
 
 _LOOP_CONFIGURE: Final = 0x4C0A
+_LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_CTL_GET_FREE: Final = 0x4C82
 _AUTOCLEAR: Final = 4
 _DIRECT_IO: Final = 16
@@ -42,7 +43,7 @@ def loop_device(file: Path) -> Iterator[str]:
     for device in attached(file):
         with contextlib.suppress(OSError):
             descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            if _backing_file(device) == file.resolve():
+            if _backing_file(descriptor) == _identity(file):
                 break
             os.close(descriptor)
             descriptor = -1
@@ -56,9 +57,23 @@ def loop_device(file: Path) -> Iterator[str]:
 
 def attached(file: Path) -> list[str]:
     """Loop devices over the file."""
-    wanted = file.resolve()
-    names = [entry.name for entry in os.scandir("/sys/block") if entry.name.startswith("loop")]
-    return [f"/dev/{name}" for name in names if _backing_file(f"/dev/{name}") == wanted]
+    try:
+        wanted = _identity(file)
+    except FileNotFoundError:
+        return []
+    bound = [f"/dev/{entry.name}" for entry in os.scandir("/sys/block") if os.path.isdir(f"{entry.path}/loop")]
+    return [device for device in bound if _is_over(device, wanted)]
+
+
+def _is_over(device: str, wanted: tuple[int, int]) -> bool:
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it went meanwhile
+        return False
+    try:
+        return _backing_file(descriptor) == wanted
+    finally:
+        os.close(descriptor)
 
 
 def _attach(file: Path) -> tuple[str, int]:
@@ -112,8 +127,21 @@ def refresh_size(device: str) -> None:
         os.close(descriptor)
 
 
-def _backing_file(device: str) -> Path | None:
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
+def _backing_file(device: int) -> tuple[int, int] | None:
+    """As _identity(); None if the device has none any more.
+
+    Not by the path in sysfs: the daemon that attached it saw the file through a mount namespace of its own. When that
+    has gone the path lacks what the file system was mounted at, and a second device would be put over the file.
+    """
+    info = bytearray(232)  # struct loop_info64: device, inode, …
     try:
-        return Path(Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().rstrip("\n"))
+        fcntl.ioctl(device, _LOOP_GET_STATUS64, info)
     except OSError:
         return None
+    number, inode = struct.unpack_from("=QQ", info)
+    return number, inode

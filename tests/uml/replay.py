@@ -90,7 +90,9 @@ class InsideRun:
         env = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}
         env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         images = default_image_dir() if os.geteuid() == 0 and default_image_dir().exists() else None
-        return Machine([sys.executable, "-m", "pytest", *options, *self.chosen], env=env, copied=images)
+        return Machine(
+            [sys.executable, "-m", "pytest", *options, *self.chosen], env=env, copied=images, modules=["loop"]
+        )
 
     def _store(self, data: dict[str, Any]) -> None:
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
