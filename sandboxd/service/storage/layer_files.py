@@ -8,6 +8,7 @@ Nothing appears under its id before it is complete and on the disk. Everything h
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from sandboxd.crashpoints import crash_point
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.overlay import UPPER
 from sandboxd.kernel.treeclone import CloneSummary
+from sandboxd.kernel.treewalk import walk
 from sandboxd.service.storage.disk import Disk
 
 _NEW: Final = ".new-"
@@ -103,32 +105,17 @@ class LayerFiles:
 
 
 def measure_tree(top: Path) -> tuple[int, int]:
-    """(bytes on disk, entries) below a directory that strangers have filled: nothing is followed or opened."""
+    """(bytes on disk, entries) below a directory that strangers have filled, and may be filling."""
     size = entries = 0
     linked: set[int] = set()
-    pending = [os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)]
+    directory = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        while pending:
-            directory = pending.pop()
-            try:
-                for entry in os.scandir(directory):
-                    found = entry.stat(follow_symlinks=False)
-                    entries += 1
-                    if found.st_nlink == 1 or found.st_ino not in linked:
-                        size += found.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(
-                            os.open(
-                                entry.name,
-                                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                                dir_fd=directory,
-                            )
-                        )
-                    elif found.st_nlink > 1:
-                        linked.add(found.st_ino)
-            finally:
-                os.close(directory)
+        for found in walk(directory):
+            entries += 1
+            if found.status.st_ino not in linked:
+                size += found.status.st_blocks * 512
+            if found.status.st_nlink > 1 and not stat.S_ISDIR(found.status.st_mode):
+                linked.add(found.status.st_ino)
     finally:
-        for directory in pending:
-            os.close(directory)
+        os.close(directory)
     return size, entries
