@@ -6,7 +6,7 @@ The policy, entry by entry; copies of directories (treecopy) follow it too:
     ancestors         directories made by this archive; symbolic links are never followed
     hard links        only to a file or symbolic link unpacked before
     devices           refused, except below /dev where they are dropped: a sandbox has a /dev of its own
-    sockets           cannot be in an archive; dropped from a directory
+    sockets           dropped: nobody listens on them any more
     setuid, setgid    kept as mode bits; they have no effect under no_new_privs, which every sandbox has
     owners            0..65535, anything else refused
     repeated entries  a later file replaces an earlier one; a change of type is refused
@@ -56,6 +56,8 @@ def _write(writer: TreeWriter, entry: TarEntry, reader: TarReader) -> None:
             writer.hardlink(path, target=split_path(entry.link))
         case EntryType.FIFO:
             writer.fifo(path, metadata)
+        case EntryType.SOCKET:
+            writer.drop("sockets")
         case EntryType.CHARACTER_DEVICE | EntryType.BLOCK_DEVICE:
             drop_device(writer, path, entry.type.value)
 

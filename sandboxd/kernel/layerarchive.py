@@ -1,20 +1,22 @@
 """Reads a snapshot's file: a tar archive of one layer, then a line with the SHA-256 of every byte before it.
 
-    manifest.json     what the snapshot is, for whoever reads (service/snapshot_transfer)
+    manifest.json     what the snapshot is, for whoever reads (service/storage/transfer)
     upper/…           the layer's tree; whiteouts are character devices 0:0, opaque directories carry overlayfs's
-                      attribute
+                      attribute, sockets are empty files with star's record of their type
 
-Strangers wrote it, so it is held to the policy of archives (kernel/archive), but for these two things, which only
-hide what lies below. Nothing else of overlayfs's is taken: a redirect would show what no layer has at that place.
+Strangers wrote it, so it is held to the policy of archives (kernel/archive), but for these things: the first two only
+hide what lies below, and file capabilities and access control lists mean no more than what a sandbox's root may do.
+Nothing else of overlayfs's is taken: a redirect would show what no layer has at that place.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import IO, Final
 
 from sandboxd.kernel.archive import split_layer_path
 from sandboxd.kernel.decompress import decompressed
+from sandboxd.kernel.idattributes import moved
 from sandboxd.kernel.tarstream import ArchiveError, ByteSource, EntryType, TarEntry, TarReader, show
 from sandboxd.kernel.treewriter import Metadata, TreeWriter, UnpackLimits, UnpackSummary
 
@@ -81,7 +83,8 @@ def read_layer(
         entries = iter(reader)
         shift = accept(_manifest(next(entries, None), reader))
         for entry in entries:
-            _write(writer, replace(entry, uid=entry.uid - shift, gid=entry.gid - shift), reader, opaque)
+            mine = replace(entry, uid=entry.uid - shift, gid=entry.gid - shift)
+            _write(writer, mine, reader, opaque, _rights(entry, off=shift, on=id_base))
         source.verify()
         return writer.finish()
 
@@ -92,11 +95,25 @@ def _manifest(entry: TarEntry | None, reader: TarReader) -> bytes:
     return b"".join(data for _, data in reader.segments())
 
 
-def _write(writer: TreeWriter, entry: TarEntry, reader: TarReader, opaque: bytes) -> None:
+def _rights(entry: TarEntry, *, off: int, on: int) -> dict[bytes, bytes]:
+    """Capabilities and access control lists, for ids as they are here."""
+    found = {name: moved(name, value, off=off, on=on) for name, value in entry.xattrs.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _write(
+    writer: TreeWriter, entry: TarEntry, reader: TarReader, opaque: bytes, rights: Mapping[bytes, bytes]
+) -> None:
     path = _inside(entry.path)
     hides = any(name.endswith(_OPAQUE) for name in entry.xattrs if name.startswith(_OVERLAY))
-    xattrs = {name: value for name, value in entry.xattrs.items() if not name.startswith(_OVERLAY)}
-    metadata = Metadata(mode=entry.mode, uid=entry.uid, gid=entry.gid, mtime_ns=entry.mtime_ns, xattrs=xattrs)
+    metadata = Metadata(
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime_ns=entry.mtime_ns,
+        xattrs={name: value for name, value in entry.xattrs.items() if not name.startswith(_OVERLAY)},
+        trusted_xattrs=rights,
+    )
     match entry.type:
         case EntryType.FILE:
             writer.file(path, metadata, size=entry.size, segments=reader.segments())
@@ -108,6 +125,8 @@ def _write(writer: TreeWriter, entry: TarEntry, reader: TarReader, opaque: bytes
             writer.hardlink(path, target=_inside(entry.link))
         case EntryType.FIFO:
             writer.fifo(path, metadata)
+        case EntryType.SOCKET:
+            writer.socket(path, metadata)
         case EntryType.CHARACTER_DEVICE if entry.device == (0, 0):
             writer.whiteout(path, metadata)
         case _:

@@ -21,6 +21,8 @@ MAX_EXTENSION: Final = 1 << 20
 MAX_SPARSE_MAP: Final = 1 << 16
 """Data regions of one sparse file."""
 CHUNK: Final = 1 << 18
+FILE_TYPE_RECORD: Final = b"SCHILY.filetype"
+"""Record of star's, for what tar has no type for: the entry is an empty file to whoever does not know it."""
 ERROR_RECORD: Final = b"SANDBOXD.error"
 """Record of a global pax header: why the archive ends before its end."""
 
@@ -47,6 +49,7 @@ class EntryType(enum.Enum):
     SYMLINK = "symbolic link"
     HARDLINK = "hard link"
     FIFO = "fifo"
+    SOCKET = "socket"
     CHARACTER_DEVICE = "character device"
     BLOCK_DEVICE = "block device"
 
@@ -213,6 +216,8 @@ class TarReader:
             raise ArchiveError(f"cannot unpack {show(path)}: entries of type {header[156:157]!r} are not supported")
         if entry_type is EntryType.FILE and path.endswith(b"/"):
             entry_type = EntryType.DIRECTORY  # how tar wrote directories before it had a type for them
+        if entry_type is EntryType.FILE and pax.get(FILE_TYPE_RECORD) == b"socket":
+            entry_type = EntryType.SOCKET
         stored = _decimal(pax, b"size", _number(header[124:136], "size"))
         # Only files carry data; what other types say about their size is not to be believed (all readers agree).
         self._begin(stored if entry_type is EntryType.FILE else 0)

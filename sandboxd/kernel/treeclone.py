@@ -232,7 +232,10 @@ class _TreeClone:
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=frame.target)
         before, after = f"/proc/self/fd/{frame.source}/{name}", f"/proc/self/fd/{frame.target}/{name}"
-        for attribute in os.listxattr(before, follow_symlinks=False):
+        attributes = os.listxattr(before, follow_symlinks=False)
+        for attribute in set(os.listxattr(after, follow_symlinks=False)) - set(attributes):  # the directory's list
+            os.removexattr(after, attribute, follow_symlinks=False)
+        for attribute in attributes:
             value = os.getxattr(before, attribute, follow_symlinks=False)
             os.setxattr(after, attribute, value, follow_symlinks=False)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=frame.target, follow_symlinks=False)

@@ -46,6 +46,8 @@ class Metadata:
     gid: int
     mtime_ns: int
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    trusted_xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    """set whatever they are: the caller has judged them"""
 
 
 IMPLIED_MODE: Final = 0o755
@@ -70,7 +72,7 @@ class TreeWriter:
     limits: UnpackLimits = field(default_factory=UnpackLimits)
     _parent: tuple[Path, int] | None = None
     """the directory written to last, kept open: archives list directory by directory"""
-    _times: dict[Path, int] = field(default_factory=dict)
+    _late: dict[Path, Metadata] = field(default_factory=dict)
     _dropped: Counter[str] = field(default_factory=Counter)
     _entries: int = 0
     _size: int = 0
@@ -97,8 +99,7 @@ class TreeWriter:
                 os.setxattr(descriptor, opaque, b"y")
         finally:
             os.close(descriptor)
-        # Writing into it will change its time, so that is set at the end.
-        self._times[path] = metadata.mtime_ns
+        self._late[path] = metadata
 
     def file(self, path: Path, metadata: Metadata, *, size: int, segments: Iterable[tuple[int, bytes]]) -> None:
         """`segments` are (offset, bytes); what they leave out is a hole."""
@@ -110,6 +111,8 @@ class TreeWriter:
                 _pwrite_all(descriptor, data, offset)
             os.ftruncate(descriptor, size)
             self._describe(descriptor, path, metadata)
+            for attribute, value in metadata.trusted_xattrs.items():
+                os.setxattr(descriptor, attribute, value)
             os.utime(descriptor, ns=(metadata.mtime_ns, metadata.mtime_ns))
         finally:
             os.close(descriptor)
@@ -133,9 +136,9 @@ class TreeWriter:
         source = self._directory(target[:-1])
         try:
             found = os.stat(target[-1], dir_fd=source, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+            if not _may_have_names(found.st_mode):
                 raise ArchiveError(f"cannot unpack {_show(path)}: it is a hard link to something other than a file")
-            parent, name = self._place(path, lambda mode: stat.S_ISREG(mode) or stat.S_ISLNK(mode))
+            parent, name = self._place(path, _may_have_names)
             os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             raise ArchiveError(
@@ -145,11 +148,21 @@ class TreeWriter:
             os.close(source)
 
     def fifo(self, path: Path, metadata: Metadata) -> None:
+        self._special(path, metadata, stat.S_IFIFO)
+
+    def socket(self, path: Path, metadata: Metadata) -> None:
+        """The name of a Unix socket, on which nobody listens."""
+        self._special(path, metadata, stat.S_IFSOCK)
+
+    def _special(self, path: Path, metadata: Metadata, kind: int) -> None:
+        """None of them may be opened, so they are reached by name."""
         self._count()
-        parent, name = self._place(path, stat.S_ISFIFO)
-        os.mkfifo(name, 0o600, dir_fd=parent)
+        parent, name = self._place(path, lambda mode: stat.S_IFMT(mode) == kind)
+        os.mknod(name, kind | 0o600, dir_fd=parent)
         self._own(name, parent, metadata)
         os.chmod(name, metadata.mode, dir_fd=parent)
+        for attribute, value in metadata.trusted_xattrs.items():
+            os.setxattr(b"/proc/self/fd/%d/%s" % (parent, name), attribute, value, follow_symlinks=False)
 
     def whiteout(self, path: Path, metadata: Metadata) -> None:
         """A name that an overlay hides; the one device that anybody may make."""
@@ -159,11 +172,13 @@ class TreeWriter:
         self._own(name, parent, metadata)
 
     def finish(self) -> UnpackSummary:
-        """Set the directories' times, which writing into them had changed."""
-        for path, mtime_ns in self._times.items():
+        """Set what would not have stood while directories were filled: times, and lists that files inherit."""
+        for path, metadata in self._late.items():
             descriptor = self._directory(path)
             try:
-                os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+                for name, value in metadata.trusted_xattrs.items():
+                    os.setxattr(descriptor, name, value)
+                os.utime(descriptor, ns=(metadata.mtime_ns, metadata.mtime_ns))
             finally:
                 os.close(descriptor)
         return UnpackSummary(entries=self._entries, size=self._size, dropped=dict(self._dropped))
@@ -236,7 +251,7 @@ class TreeWriter:
             ) from error
         if implied:
             self._ascribe(parent, name)
-            self._times[path] = 0
+            self._late[path] = Metadata(mode=IMPLIED_MODE, uid=0, gid=0, mtime_ns=0)
         return os.open(name, flags, dir_fd=parent)
 
     # -- describing -----------------------------------------------------------------------------------------------
@@ -289,6 +304,11 @@ class TreeWriter:
 
 class _TypeTest(Protocol):
     def __call__(self, mode: int, /) -> bool: ...
+
+
+def _may_have_names(mode: int) -> bool:
+    """Whether a file of this type may have several names here."""
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _check(path: Path) -> None:

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import stat
+import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
+NOBODY = 0xFFFFFFFF
 NAMES = [b"a", b"b", b"file", b"dir", b"\xff\xfe", b"sp ace", b".hidden", b"new\nline"]
 
 
@@ -73,7 +75,8 @@ class Scribbler:
         # fmt: off
         actions = [
             self.file, self.file, self.directory, self.directory, self.symlink, self.fifo, self.socket, self.sparse,
-            self.link, self.link, self.mode, self.attribute, self.owner, self.time, self.remove, self.rename,
+            self.link, self.link, self.mode, self.attribute, self.access, self.owner, self.time,
+            self.remove, self.rename,
         ]
         # fmt: on
         for _ in range(times):
@@ -131,6 +134,15 @@ class Scribbler:
         if self.root and os.path.isfile(path):
             # VFS_CAP_REVISION_2, cap_net_bind_service
             os.setxattr(path, "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+
+    def access(self) -> None:
+        """A list (acl(5)) that gives one more user and one more group rights; of directories also for what is new."""
+        path = self.existing()
+        kinds = ["access", "default"] if os.path.isdir(path) else ["access"]
+        entries = [(1, 6, NOBODY), (2, 7, 1000), (4, 4, NOBODY), (8, 5, 7), (16, 7, NOBODY), (32, 4, NOBODY)]
+        value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+        name = f"system.posix_acl_{self.random.choice(kinds)}"
+        os.setxattr(path, name, value, follow_symlinks=False)
 
     def owner(self) -> None:
         if self.root:

@@ -1,8 +1,7 @@
 """Snapshots as files: written for other places and times, and read again.
 
-The format is that of kernel/layerarchive. tar leaves sockets out, and gives each name of a FIFO one of its own. The
-manifest names the image by its digest, which has to be there where the file is read; whatever lies between image and
-snapshot goes into the file as one tree.
+The format is that of kernel/layerarchive. The manifest names the image by its digest, which has to be there where the
+file is read; whatever lies between image and snapshot goes into the file as one tree.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import trio
 from pydantic import TypeAdapter, ValidationError
@@ -22,15 +21,22 @@ from pydantic import TypeAdapter, ValidationError
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TooLarge, Unavailable, Unprocessable
 from sandboxd.kernel.layerarchive import read_layer, trailer
+from sandboxd.kernel.layerwriting import begin_archive
 from sandboxd.kernel.overlay import UPPER
 from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge
 from sandboxd.kernel.treeclone import OPAQUE
 from sandboxd.model import EMPTY, Image, SandboxSpec, Snapshot
 from sandboxd.service.storage.layers import Layers
+from sandboxd.service.storage.volume import opened
 
 _FORMAT: Final = 1
 _CHUNK: Final = 1 << 18
-_PACK: Final = ("tar", "--create", "--format=posix", "--sparse", "--xattrs", "--xattrs-include=*", "--numeric-owner")
+_HEAD: Final = "head"
+_NAMES: Final = "names"
+PACK: Final = (
+    "tar", "--create", "--format=posix", "--sparse", "--xattrs", "--xattrs-include=*", "--numeric-owner",
+    "--no-recursion", "--null", "--verbatim-files-from",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,10 @@ class _Manifest:
     name: str | None = None
     description: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+
+
+class _Readable(Protocol):
+    async def read(self, size: int, /) -> bytes: ...
 
 
 _MANIFEST = TypeAdapter(_Manifest)
@@ -65,22 +75,24 @@ class SnapshotTransfer:
         files = self._layers.files
         with self._layers.held(found.layer):
             place = files.new()
-            await trio.to_thread.run_sync(self._stage, found, place)
-            crash_point("export:staged")
             try:
-                tree = files.tree(found.layer) if self._layers.layer(found.layer).depth == 1 else place
+                tree = await trio.to_thread.run_sync(self._stage, found, place)
+                crash_point("export:staged")
                 async with _packing(place, tree) as chunks:
                     yield chunks
             finally:
                 files.abandon(place)
                 self._layers.on_discarded()
 
-    def _stage(self, snapshot: Snapshot, place: Path) -> None:
-        """A directory with the manifest, and with the tree where several layers have to become one."""
-        trees = self._layers.trees(snapshot.layer)
-        if len(trees) > 1:
-            squashed, _ = self._layers.files.squash(trees, check=trio.from_thread.check_cancelled)
+    def _stage(self, snapshot: Snapshot, place: Path) -> Path:
+        """Fill the directory `place` with what _packing() needs. Returns the tree to pack: one made for this, there,
+        where several layers have to become one.
+        """
+        tree, *below = self._layers.trees(snapshot.layer)
+        if below:
+            squashed, _ = self._layers.files.squash([tree, *below], check=trio.from_thread.check_cancelled)
             squashed.rename(place)
+            tree = place
         else:
             place.mkdir(mode=0o700)
         manifest = _Manifest(
@@ -92,7 +104,10 @@ class SnapshotTransfer:
             description=snapshot.description,
             metadata=dict(snapshot.metadata),
         )
-        (place / "manifest.json").write_bytes(_MANIFEST.dump_json(manifest, fallback=dict, warnings=False))
+        text = _MANIFEST.dump_json(manifest, fallback=dict, warnings=False)
+        with open(place / _HEAD, "xb") as head, open(place / _NAMES, "xb") as names, opened(tree / UPPER) as upper:
+            begin_archive(upper, text, head=head, names=names)
+        return tree
 
     async def import_file(self, chunks: AsyncIterator[bytes], *, name: str | None) -> Snapshot:
         """A snapshot of a file that arrives piece by piece. The name in the file is not taken over.
@@ -187,25 +202,28 @@ class SnapshotTransfer:
 
 @contextlib.asynccontextmanager
 async def _packing(place: Path, tree: Path) -> AsyncIterator[AsyncIterator[bytes]]:
-    """tar's output, and the checksum behind it. A sealed tree does not change, so tar may walk it by itself."""
-    command = [*_PACK, "--directory", str(place), "manifest.json", "--directory", str(tree), UPPER]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield _summed(process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            assert process.stdout is not None
-            await process.stdout.aclose()
+    """The head, tar's output, and the checksum behind it. A sealed tree does not change under tar."""
+    async with await trio.open_file(place / _HEAD, "rb") as head:
+        process = await trio.lowlevel.open_process(
+            [*PACK, "--directory", str(tree), f"--files-from={place / _NAMES}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield _summed(head, process)
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                assert process.stdout is not None
+                await process.stdout.aclose()
 
 
-async def _summed(process: trio.Process) -> AsyncIterator[bytes]:
+async def _summed(head: "_Readable", process: trio.Process) -> AsyncIterator[bytes]:
     assert process.stdout is not None
     digest = hashlib.sha256()
-    while chunk := await process.stdout.receive_some(_CHUNK):
+    while chunk := await head.read(_CHUNK) or await process.stdout.receive_some(_CHUNK):
         digest.update(chunk)
         yield bytes(chunk)
     if await process.wait() != 0:

@@ -70,8 +70,8 @@ class PlainVolume:
         self.make(target)
         os.mkdir(target / UPPER, 0o700)
         with (
-            _opened(source / UPPER) as before,
-            _opened(target / UPPER) as after,
+            opened(source / UPPER) as before,
+            opened(target / UPPER) as after,
             scratch(target) as links,
         ):
             return clone_tree(before, after, scratch=links, userxattr=self._userxattr, check=check)
@@ -79,8 +79,8 @@ class PlainVolume:
     def lay_over(self, source: Path, target: Path, *, check: Callable[[], None]) -> CloneSummary:
         """Lay the tree `source` over the tree `target` (see treeclone)."""
         with (
-            _opened(source / UPPER) as before,
-            _opened(target / UPPER) as after,
+            opened(source / UPPER) as before,
+            opened(target / UPPER) as after,
             scratch(target) as links,
         ):
             return lay_over(before, after, scratch=links, userxattr=self._userxattr, check=check)
@@ -145,7 +145,7 @@ def seed(layer: Path, tree: Path) -> None:
     An overlay shows a directory as its uppermost layer has it: / as `upper` itself, and /etc as the layer with the
     sandbox's identity. So both are put into `upper`, as overlayfs would when it copies them up.
     """
-    with _opened(layer / UPPER) as source, _opened(tree / UPPER) as target:
+    with opened(layer / UPPER) as source, opened(tree / UPPER) as target:
         try:
             etc = os.open("etc", _PLAIN_DIRECTORY, dir_fd=source)
         except OSError as error:
@@ -171,14 +171,14 @@ def scratch(tree: Path) -> Iterator[int]:
     """An empty directory beside a tree's `upper`, on the same file system and gone afterwards."""
     os.mkdir(tree / _SCRATCH, 0o700)
     try:
-        with _opened(tree / _SCRATCH) as descriptor:
+        with opened(tree / _SCRATCH) as descriptor:
             yield descriptor
     finally:
         os.rmdir(tree / _SCRATCH)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> Iterator[int]:
     with _closing(os.open(path, _PLAIN_DIRECTORY)) as descriptor:
         yield descriptor
 
