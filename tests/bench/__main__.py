@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ IMAGE = "base"
 
 def main() -> int:
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: whatever runs is ended, and all is removed
     effort = QUICK if options.quick else FULL if options.full else DEFAULT
     progress = Console(stderr=True)
     facts = {**machine.facts(), "cgroups": machine.enter_private_view()}
@@ -92,6 +94,7 @@ def _workplace() -> Iterator[Workplace]:
     try:
         yield Workplace(scratch=scratch, rootfs=image_dir / digest / "rootfs", image_dir=image_dir)
     finally:
+        machine.unmount_below(scratch)
         shutil.rmtree(scratch)
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import tempfile
 from pathlib import Path
 
 from sandboxd.kernel import overlay, syscalls
@@ -28,6 +29,14 @@ def enter_private_view() -> str:
     return f"v2, controllers: {' '.join(controllers) or 'none'}"
 
 
+def unmount_below(directory: Path) -> None:
+    """Whatever a tool that had to be killed has left mounted there, in the private view."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in reversed(points):
+        if Path(point).is_relative_to(directory):
+            subprocess.run(["umount", "--lazy", point], check=True)
+
+
 def facts() -> dict[str, str]:
     return {
         "kernel": platform.release(),
@@ -36,6 +45,7 @@ def facts() -> dict[str, str]:
         "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) // 1024} MiB",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         "python": platform.python_version(),
+        "scratch on": _file_system(Path(tempfile.gettempdir())),
         "load at start": f"{os.getloadavg()[0]:.2f}",
         "commit": _commit(),
     }
@@ -52,6 +62,11 @@ def _field(file: str, name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return "0"
+
+
+def _file_system(directory: Path) -> str:
+    done = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _commit() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import copies, density, machine, ports, terminals, trees, watches
+from tests.bench import copies, density, machine, ports, terminals, trees, volumes, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import CODE_IMAGE, Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
@@ -342,12 +342,13 @@ def _expect(size: int, received: int) -> None:
 
 
 def snapshots(systems: Sequence[System], effort: Effort) -> list[Figure]:
-    """Snapshots, clones and restores of 10 MB to 1 GiB and of 50,000 files: on ext4, btrfs and XFS."""
-    figures = []
-    for system in _of_ours(systems):
-        place = system.workplace
-        figures += copies.figures(place.scratch, place.image_dir, largest=effort.file_size >= 256 * MIB)
-    return figures
+    """Snapshots, clones and restores of 10 MB to 1 GiB and of 50,000 files: on ext4, XFS, in pools; the peers'."""
+    able = _offering("copies", systems)
+    if not able:
+        return []
+    ours = volumes.OURS if _of_ours(able) else ()
+    peers = [type(system) for system in able if not isinstance(system, Sandboxd)]
+    return copies.figures([*ours, *peers], able[0].workplace, largest=effort.file_size >= 256 * MIB)
 
 
 def _stop_all(instances: Sequence[Instance | None], figures: Sequence[Figure]) -> None:

@@ -30,18 +30,19 @@ class Sandboxd(System):
         "API on a kept-alive Unix socket; own id range, writable overlay, all namespaces, seccomp, own cgroup, "
         "resident init, no network; four slots, which know no image, made ahead"
     )
-    offers = frozenset({"life", "exec", "output", "stream", "files", "memory", "restart", "creates"})
+    offers = frozenset({"life", "exec", "output", "stream", "files", "memory", "restart", "creates", "copies"})
 
     def open(self) -> str:
         options = ("--log-level", "warning")
         self.daemon = Daemon(
-            self.workplace.scratch / "sandboxd",
+            self.workplace.scratch / "".join(self.name.split()),
             self.workplace.image_dir,
             options=options,
             environment={"PYTHONPATH": str(CHECKOUT)},
         )
         self.daemon.root.mkdir()
         try:
+            self.prepare()
             self.daemon.start()
         except AssertionError as failure:
             raise NotAvailable(str(failure)) from failure
@@ -49,9 +50,13 @@ class Sandboxd(System):
         root = discover_cgroups().root
         return f"{self.client.request('GET', '/v1/health')['version']}, cgroups under {root}"
 
+    def prepare(self) -> None:
+        """What comes before the daemon's start."""
+
     def close(self) -> None:
         if hasattr(self, "client"):
             self.client.close()
+        if hasattr(self, "daemon"):
             self.daemon.sweep()
 
     @property
@@ -79,6 +84,9 @@ class Sandboxd(System):
 
     def start(self) -> "SandboxdInstance":
         return SandboxdInstance(self, self.create())
+
+    def forget(self, snapshot: Any) -> None:
+        self.client.request("DELETE", f"/v1/snapshots/{snapshot}")
 
     def delete_all(self) -> None:
         for sandbox in self.client.request("GET", "/v1/sandboxes?limit=1000")["sandboxes"]:
@@ -129,6 +137,32 @@ class SandboxdInstance(Instance):
             while chunk := response.read(256 * 1024):
                 total += len(chunk)
         return total
+
+    def shell(self, command: str) -> None:
+        body = {"cmd": command, "user": "root", "timeout_ms": 600_000}
+        done = self._system.client.request("POST", f"{self._path}/shell", body)
+        if done["exit_code"]:
+            raise TrialFailed(done["stderr"][-200:])
+
+    def snapshot(self) -> str:
+        return str(self._system.client.request("POST", f"{self._path}/snapshot", {})["id"])
+
+    def clone(self) -> "SandboxdInstance":
+        made = self._system.client.request("POST", f"{self._path}/clone", {})
+        return SandboxdInstance(self._system, made["id"])
+
+    def restore(self, snapshot: Any) -> None:
+        self._system.client.request("POST", f"{self._path}/restore", {"snapshot": snapshot})
+
+    @property
+    def volume(self) -> Path:
+        """The disk that it lies on, as the daemon sees it."""
+        return self._system.daemon.volume
+
+    @property
+    def written(self) -> Path:
+        """What it has written, there."""
+        return self.volume / "sandboxes" / self._sandbox / "upper"
 
     def processes(self) -> set[int]:
         """Of all sandboxes of the daemon: everything below its fork server."""

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.bench.measure import TrialFailed
 
@@ -45,6 +45,22 @@ class Instance:
         """Get the uploaded file back; its size ("files")."""
         raise NotImplementedError
 
+    def shell(self, command: str) -> None:
+        """Run a shell command in it as root, to its end ("copies")."""
+        raise NotImplementedError
+
+    def snapshot(self) -> Any:
+        """Keep what it has on disk now, while it goes on; what System.forget() takes ("copies")."""
+        raise NotImplementedError
+
+    def clone(self) -> "Instance":
+        """One that runs and begins with the files of this one ("copies")."""
+        raise NotImplementedError
+
+    def restore(self, snapshot: Any) -> None:
+        """Put its files to what the snapshot has; it runs afterwards ("copies")."""
+        raise NotImplementedError
+
     def processes(self) -> set[int]:
         """The pids that are there only because it is ("memory")."""
         raise NotImplementedError
@@ -59,7 +75,9 @@ class System:
     name: ClassVar[str]
     conditions: ClassVar[str]
     offers: ClassVar[frozenset[str]]
-    """of: life, exec, output, files, memory"""
+    """of: life, exec, output, files, memory, copies"""
+    disk: ClassVar[str | None] = "ext4"
+    """of the disk on which its copies are measured; None: the scratch directory's own (see volumes)"""
 
     def __init__(self, workplace: Workplace) -> None:
         self.workplace = workplace
@@ -77,6 +95,14 @@ class System:
 
     def start(self) -> Instance:
         """A sandbox that idles until it is stopped."""
+        raise NotImplementedError
+
+    def origin(self) -> Instance:
+        """One whose files can be kept ("copies")."""
+        return self.start()
+
+    def forget(self, snapshot: Any) -> None:
+        """Remove a snapshot ("copies")."""
         raise NotImplementedError
 
 
