@@ -28,7 +28,6 @@ class SandboxState(enum.StrEnum):
     STARTING = "starting"
     EXITED = "exited"
     DELETING = "deleting"
-    DELETED = "deleted"
 
 
 # Everything that may happen to a sandbox. It is recorded first at RUNNING, when all of it is there, and its record
@@ -36,7 +35,7 @@ class SandboxState(enum.StrEnum):
 # recorded as begun (…ING) before its first effect and as done after the last. So a daemon that died half way finds
 # what it was about:
 #
-#   CREATING   not recorded: the machine may exist in part.
+#   CREATING   never recorded: the machine may exist in part.
 #   RUNNING    sandbox-init answered. A start-up that finds it attaches, or learns that it EXITED.
 #   PAUSING    its processes are being frozen. A start-up finishes that. Back to RUNNING if they will not freeze.
 #   PAUSED     no process of it runs; memory and files stay.
@@ -45,26 +44,19 @@ class SandboxState(enum.StrEnum):
 #   STOPPED    no process of it exists, nor what a machine needs (ids, cgroup); files stay.
 #   STARTING   a new machine over the same files may exist in part. A start-up ends it: STOPPED.
 #   EXITED     its pid 1 is gone though nobody asked; otherwise as STOPPED.
-#   DELETING   somebody asked, or its lifetime is over. The record goes, and then the processes.
+#   DELETING   never recorded: somebody asked, or its lifetime is over. From any state; nothing comes after it.
 TRANSITIONS: Mapping[SandboxState, frozenset[SandboxState]] = MappingProxyType(
     {
-        SandboxState.CREATING: frozenset({SandboxState.RUNNING, SandboxState.DELETING}),
-        SandboxState.RUNNING: frozenset(
-            {SandboxState.PAUSING, SandboxState.STOPPING, SandboxState.EXITED, SandboxState.DELETING}
-        ),
-        SandboxState.PAUSING: frozenset(
-            {SandboxState.PAUSED, SandboxState.RUNNING, SandboxState.EXITED, SandboxState.DELETING}
-        ),
-        SandboxState.PAUSED: frozenset(
-            {SandboxState.RESUMING, SandboxState.STOPPING, SandboxState.EXITED, SandboxState.DELETING}
-        ),
-        SandboxState.RESUMING: frozenset({SandboxState.RUNNING, SandboxState.EXITED, SandboxState.DELETING}),
-        SandboxState.STOPPING: frozenset({SandboxState.STOPPED, SandboxState.DELETING}),
-        SandboxState.STOPPED: frozenset({SandboxState.STARTING, SandboxState.DELETING}),
-        SandboxState.STARTING: frozenset({SandboxState.RUNNING, SandboxState.STOPPED, SandboxState.DELETING}),
-        SandboxState.EXITED: frozenset({SandboxState.STARTING, SandboxState.DELETING}),
-        SandboxState.DELETING: frozenset({SandboxState.DELETED}),
-        SandboxState.DELETED: frozenset(),
+        SandboxState.CREATING: frozenset({SandboxState.RUNNING}),
+        SandboxState.RUNNING: frozenset({SandboxState.PAUSING, SandboxState.STOPPING, SandboxState.EXITED}),
+        SandboxState.PAUSING: frozenset({SandboxState.PAUSED, SandboxState.RUNNING, SandboxState.EXITED}),
+        SandboxState.PAUSED: frozenset({SandboxState.RESUMING, SandboxState.STOPPING, SandboxState.EXITED}),
+        SandboxState.RESUMING: frozenset({SandboxState.RUNNING, SandboxState.EXITED}),
+        SandboxState.STOPPING: frozenset({SandboxState.STOPPED}),
+        SandboxState.STOPPED: frozenset({SandboxState.STARTING}),
+        SandboxState.STARTING: frozenset({SandboxState.RUNNING, SandboxState.STOPPED}),
+        SandboxState.EXITED: frozenset({SandboxState.STARTING}),
+        SandboxState.DELETING: frozenset(),
     }
 )
 

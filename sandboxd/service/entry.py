@@ -194,9 +194,9 @@ class Entry:
             raise self._refusal("use")
         return self.running
 
-    def require_kept(self, name: str) -> None:
-        """That it is not about to be gone. Raises: Conflict."""
-        if self.doomed:
+    def require_recorded(self, name: str) -> None:
+        """That a record of it may be written: it is there already, and not about to be gone. Raises: Conflict."""
+        if self.doomed or self.sandbox.state is SandboxState.CREATING:
             raise self._refusal(name)
 
     def require_change(self, name: str, into: SandboxState) -> None:

@@ -325,7 +325,7 @@ class Sandboxes:
         `only_extend`: unless it would end later anyway.
         """
         entry, instant = self.entry(sandbox), now()
-        entry.require_kept("set the lifetime of")
+        entry.require_recorded("set the lifetime of")
         spec, deadline = entry.sandbox.spec, None if seconds is None else deadline_after(seconds, instant)
         if only_extend and not is_later(deadline, entry.sandbox.deadline, instant):
             return entry.sandbox
@@ -337,7 +337,7 @@ class Sandboxes:
     async def set_idle_timeout(self, sandbox: str, seconds: float | None) -> Sandbox:
         """Let it be idle for so long at most, from now (None: for ever). Raises: NotFound, Conflict."""
         entry = self.entry(sandbox)
-        entry.require_kept("set the idle timeout of")
+        entry.require_recorded("set the idle timeout of")
         await self._journal.record(entry, spec=replace(entry.sandbox.spec, idle_timeout=seconds))
         entry.touch()
         return entry.sandbox
@@ -396,15 +396,11 @@ class Sandboxes:
             self._nursery.start_soon(self._take_up, entry)
 
     async def _take_up(self, entry: Entry) -> None:
-        """A creation nobody was told of, or a deletion somebody asked for, ends gone; the rest is finished."""
-        if entry.sandbox.state in {SandboxState.CREATING, SandboxState.DELETING}:
-            entry.ask_to_delete()
-            await self._host.backend.sweep({entry.sandbox.id})
-        else:
-            outcome = _Outcome()
-            await _work(entry, "recover", partial(finish_interrupted, self.lifecycle), outcome, True)
-            if outcome.failure is not None:
-                log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
+        """Finish what was being done to it, and supervise it from there on."""
+        outcome = _Outcome()
+        await _work(entry, "recover", partial(finish_interrupted, self.lifecycle), outcome, True)
+        if outcome.failure is not None:
+            log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
         await self._supervise(entry, found=True)
 
     def note_discarded(self) -> None:

@@ -124,6 +124,28 @@ def test_a_crash_at_every_point_of_a_creation(survivor: Box) -> None:
     assert_survived(survivor)
 
 
+def test_a_sandbox_that_is_being_created_has_no_record_that_anybody_could_change(survivor: Box) -> None:
+    """It can be found by its name; a record in that state is one that no start-up would know what to do with."""
+    daemon = survivor.daemon
+    fork_server = _fork_server(daemon)
+    os.kill(fork_server, signal.SIGSTOP)  # so that a creation takes as long as we like
+    with ThreadPoolExecutor(1) as pool:
+        creation = pool.submit(dies_of, daemon, "POST", SANDBOXES, {"name": "slow"})
+        wait_until(lambda: daemon.call("GET", f"{SANDBOXES}/slow").status == 200)
+        assert daemon.view("slow")["status"] == "creating"
+        for change in ({"timeout_ms": 60_000}, {"idle_timeout_ms": 60_000}):
+            answer = daemon.call("POST", f"{SANDBOXES}/slow/timeout", change)
+            assert (answer.status, answer.json["details"]) == (409, {"state": "creating"})
+        daemon.signal(signal.SIGKILL)
+        creation.result()
+    os.kill(fork_server, signal.SIGCONT)
+    wait_until(lambda: not os.path.exists(f"/proc/{fork_server}"))
+    restart(daemon)
+    assert [view["id"] for view in daemon.views()] == [survivor.id]
+    assert witnesses.disagreement(daemon) == {}
+    assert_survived(survivor)
+
+
 @pytest.mark.parametrize("point", [point for point in CREATE_POINTS if point not in UNCONFIRMED])
 def test_a_crash_when_a_creation_is_complete_but_nobody_was_told(survivor: Box, point: str) -> None:
     """The client can find it by its name."""
