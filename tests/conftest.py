@@ -25,6 +25,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    from tests.support import parallel
+
+    return parallel.processes()
+
+
 SHARED = ["root_daemon", "rootless_daemon"]
 WHOSE = ["as root", "as an ordinary user"]
 
