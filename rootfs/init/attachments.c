@@ -102,7 +102,10 @@ static bool produce(struct attachment *attachment)
     if (attachment->wants_output)
         produce_output(attachment);
     if (attachment->wants_exit && attachment->command->state == STATE_ENDED && all_sent(attachment)) {
-        if (command_put_exit(attachment->command, &connection->out) == 0)
+        /* What has come for this command must not be taken for the next operation. */
+        if (buffer_length(&connection->in) > 0)
+            connection->keep = false;
+        if (command_put_exit(attachment->command, connection->keep ? FLAG_KEEP : 0, &connection->out) == 0)
             connection->closing = true;
     }
     return buffer_length(&connection->out) > before;

@@ -29,18 +29,18 @@ static uint32_t flags_of(const struct command *command)
            (exited && WIFSIGNALED(command->status_code) && WCOREDUMP(command->status_code) ? FLAG_CORE_DUMPED : 0u);
 }
 
-static void put_common_fields(const struct command *command, struct frame_writer *writer)
+static void put_common_fields(const struct command *command, uint32_t flags, struct frame_writer *writer)
 {
     put_number(writer, TAG_STARTED_AT_MS, command->started_at);
     put_number(writer, TAG_STDOUT_TOTAL, command->streams[0].ring.end);
     put_number(writer, TAG_STDERR_TOTAL, command->streams[1].ring.end);
-    put_number(writer, TAG_FLAGS, flags_of(command));
+    put_number(writer, TAG_FLAGS, flags_of(command) | flags);
 }
 
-int command_put_exit(const struct command *command, struct buffer *buffer)
+int command_put_exit(const struct command *command, uint32_t flags, struct buffer *buffer)
 {
     struct frame_writer writer = frame_begin(buffer, OP_EXITED);
-    put_common_fields(command, &writer);
+    put_common_fields(command, flags, &writer);
     put_exit_fields(command, &writer);
     return frame_end(&writer);
 }
@@ -54,7 +54,7 @@ static int put_listed(const struct command *command, struct buffer *buffer)
     put_raw(&writer, command->description.data, buffer_length(&command->description));
     put_number(&writer, TAG_STDOUT_OLDEST, command->streams[0].ring.start);
     put_number(&writer, TAG_STDERR_OLDEST, command->streams[1].ring.start);
-    put_common_fields(command, &writer);
+    put_common_fields(command, 0, &writer);
     if (command->state >= STATE_DRAINING)
         put_exit_fields(command, &writer);
     return frame_end(&writer);

@@ -136,6 +136,7 @@ void command_start(struct connection *connection, const struct request *request)
     connection->starting = command;
     connection->attachment.wants_exit = connection->inside || has_flag(request, FLAG_ATTACH);
     connection->attachment.wants_output = true;
+    connection->keep = !connection->inside && has_flag(request, FLAG_KEEP);
     connection->attachment.lossless = connection->inside || has_flag(request, FLAG_LOSSLESS);
     connection_expect(connection, NULL);
 }

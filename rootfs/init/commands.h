@@ -61,7 +61,7 @@ unsigned commands_running(void);
 /* Queue LISTED frames for all commands; -1 when memory is short. */
 int commands_list(struct buffer *);
 /* Queue the exit of an ended command. */
-int command_put_exit(const struct command *, struct buffer *);
+int command_put_exit(const struct command *, uint32_t flags, struct buffer *);
 
 /* A stream may still grow. */
 bool command_output_is_open(const struct command *);

@@ -112,6 +112,14 @@ static void update_interest(struct connection *connection)
     watch_events(&connection->watch, (reading ? EPOLLIN : 0) | (writing ? EPOLLOUT : 0) | EPOLLRDHUP);
 }
 
+static void start_over(struct connection *connection)
+{
+    attachment_end(connection);
+    connection->attachment = (struct attachment){0};
+    connection->closing = connection->keep = false;
+    connection_expect(connection, operation_start);
+}
+
 bool connection_flush(struct connection *connection)
 {
     if (!connection_is_open(connection))
@@ -131,17 +139,25 @@ bool connection_flush(struct connection *connection)
         }
         buffer_consume(out, (size_t)n);
     }
-    if (connection->closing)
+    if (connection->closing && connection->keep)
+        start_over(connection);
+    else if (connection->closing)
         connection_close(connection);
     else
         update_interest(connection);
     return true;
 }
 
-void connection_finish(struct connection *connection)
+void connection_conclude(struct connection *connection)
 {
     connection->closing = true;
     connection_flush(connection);
+}
+
+void connection_finish(struct connection *connection)
+{
+    connection->keep = false;
+    connection_conclude(connection);
 }
 
 void connection_fail(struct connection *connection, const struct failure *failure)

@@ -1,5 +1,5 @@
 /*
- * connections.h: the daemon's connections (and those of sudo): bytes in and out, one operation each.
+ * connections.h: the daemon's connections (and those of sudo): bytes in and out, one operation at a time.
  */
 #ifndef CONNECTIONS_H
 #define CONNECTIONS_H
@@ -39,6 +39,7 @@ struct connection {
     struct buffer in, out;
     bool inside;  /* from a process of the sandbox, over the sudo socket */
     bool closing; /* close when `out` has been sent */
+    bool keep;    /* then, instead of closing, expect another operation */
     bool waiting; /* the frame at the front of `in` waits */
 
     /* What to do with the next frame; NULL while none is expected. */
@@ -66,6 +67,8 @@ void connections_stop_listening(void);
 bool connection_flush(struct connection *);
 /* Send what is queued, then close. */
 void connection_finish(struct connection *);
+/* Send what is queued, then close or, if `keep` is set, start over. */
+void connection_conclude(struct connection *);
 /* Queue one ERROR, then close. */
 void connection_fail(struct connection *, const struct failure *);
 void connection_close(struct connection *);

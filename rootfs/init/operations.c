@@ -53,15 +53,17 @@ static struct command *find_or_fail(struct connection *connection, const struct 
 
 static void hello(struct connection *connection, const struct request *request)
 {
-    (void)request;
+    connection->keep = has_flag(request, FLAG_KEEP);
     struct frame_writer writer = frame_begin(&connection->out, OP_WELCOME);
     put_number(&writer, TAG_VERSION, PROTOCOL_VERSION);
     put_number(&writer, TAG_PID, (uint64_t)getpid());
     put_number(&writer, TAG_UPTIME_MS, monotonic_ms() - boot_ms);
     put_number(&writer, TAG_COUNT, commands_running());
     put_bytes(&writer, TAG_TOKEN, boot_token, sizeof boot_token);
+    if (connection->keep)
+        put_number(&writer, TAG_FLAGS, FLAG_KEEP);
     frame_end(&writer);
-    connection_finish(connection);
+    connection_conclude(connection);
 }
 
 static void list(struct connection *connection, const struct request *request)
@@ -168,7 +170,7 @@ static const struct operation {
     int (*work)(struct worker *, const struct request *, struct failure *);
     bool stays; /* the worker does not end by itself */
 } operations[] = {
-    {.type = OP_HELLO, .start = hello},
+    {.type = OP_HELLO, .start = hello, TAKES(TAG_FLAGS)},
     {.type = OP_SPAWN, .start = command_start, NEEDS(TAG_ARG), TAKES(SPAWN_TAGS)},
     {.type = OP_ATTACH, .start = attach, NEEDS(TAG_COMMAND), TAKES(ATTACH_TAGS)},
     {.type = OP_WRITE_STDIN, .start = write_stdin, NEEDS(TAG_COMMAND)},

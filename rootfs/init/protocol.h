@@ -6,7 +6,8 @@
  * Theory of operation
  * -------------------
  * One connection carries one operation.  The client's first frame names the operation; init answers with one frame
- * or with a stream of frames and then closes the connection.
+ * or with a stream of frames and then closes the connection.  HELLO and SPAWN may ask for FLAG_KEEP: when their last
+ * frame, WELCOME or EXITED, has it too, the connection stays open and the client's next frame names another operation.
  *
  *     frame   = length u32, type u8, payload[length]        length counts the payload only
  *     payload = field*                                       except the raw frames below
@@ -218,6 +219,7 @@ enum flag {
     FLAG_RESUME = 0x40000,    /* the file in which an upload is collected piece by piece */
     FLAG_OWNERS = 0x80000,    /* UID and GID of what is PUT count */
     FLAG_HARDLINKS = 0x100000, /* a file that was packed under another name comes as TYPE_HARDLINK */
+    FLAG_KEEP = 0x200000,      /* leave the connection open for another operation */
 };
 
 enum stdin_mode { STDIN_NULL = 0, STDIN_PIPE = 1 };

@@ -69,6 +69,7 @@ class RunningMachine:
 
     def close(self) -> None:
         """Let go of the machine without touching it."""
+        self.init.close()
         for descriptor in (self.init_pidfd, self.monitor_pidfd):
             if descriptor is not None and descriptor >= 0:
                 trio.lowlevel.notify_closing(descriptor)

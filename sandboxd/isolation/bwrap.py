@@ -171,7 +171,7 @@ class BwrapBackend:
                 crash_point("create:assembled")
                 async with _beside(meanwhile, running):
                     with trio.fail_after(READY_LIMIT):
-                        await running.init.hello()
+                        await running.init.hello(keep=True)
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await running.destroy()

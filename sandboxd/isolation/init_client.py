@@ -1,4 +1,4 @@
-"""The daemon's side of sandbox-init: one connection per operation, over trio.
+"""The daemon's side of sandbox-init: one connection for each operation under way, over trio.
 
 Nothing here waits on a clock: callers use cancel scopes. Cancelling any call closes its connection at once; what
 that means to a command is said in `Attachment`. Errors:
@@ -74,13 +74,14 @@ class SpawnRequest:
     label: bytes = b""
     program_lookup: bool = True
 
-    def encode(self, *, attach: bool, lossless: bool) -> bytes:
+    def encode(self, *, attach: bool, lossless: bool, keep: bool = False) -> bytes:
         """The SPAWN frame. Raises ValueError for strings with NUL, or when it is larger than a frame may be."""
         flags = Flag(0)
         for flag, wanted in (
             (Flag.ATTACH, attach),
             (Flag.LOSSLESS, lossless),
             (Flag.PROGRAM_LOOKUP, self.program_lookup),
+            (Flag.KEEP, keep),
         ):
             flags |= flag if wanted else 0
         return encode_fields(
@@ -124,7 +125,9 @@ class Attachment:
         self._sending = trio.Lock()
 
     async def receive(self) -> Event:
-        """The next event. `Exited` is the last; all output comes before it."""
+        """The next event. `Exited` is the last; all output comes before it. After it: InitGone."""
+        if self._connection.kept:
+            raise InitGone("cannot receive from sandbox-init: the command has ended")
         return self._note(_event_of(await self._connection.receive()))
 
     async def receive_all(self) -> list[Event]:
@@ -137,6 +140,8 @@ class Attachment:
         elif isinstance(event, StdinClosed | Exited):
             self._stdin_closed = True
             self._waiting_for_credit.unpark_all()
+        if isinstance(event, Exited):
+            self._connection.kept = Flag.KEEP in event.flags
         return event
 
     async def send_stdin(self, data: bytes) -> None:
@@ -224,12 +229,17 @@ def _event_of(frame: Frame) -> Event:
 
 
 class InitClient(FileOperations, WatchOperations):
-    """Operations of the sandbox whose init listens at a socket. Holds nothing open between calls."""
+    """Operations of the sandbox whose init listens at a socket."""
 
-    async def hello(self) -> Welcome:
-        """Who answers. Raises WireError when it speaks another version of the protocol."""
-        async with self._open(encode_frame(Op.HELLO)) as connection:
+    async def hello(self, *, keep: bool = False) -> Welcome:
+        """Who answers. `keep`: a first command is to come soon, and it is an init of this version of sandboxd.
+
+        Raises WireError when it speaks another version of the protocol.
+        """
+        opened = self._open_kept(encode_fields(Op.HELLO, {Tag.FLAGS: Flag.KEEP})) if keep else None
+        async with opened or self._open(encode_frame(Op.HELLO)) as connection:
             welcome = await connection.expect(Welcome)
+            connection.kept = Flag.KEEP in welcome.flags
         if welcome.version != PROTOCOL_VERSION:
             raise WireError(f"cannot speak version {welcome.version} of the protocol: only {PROTOCOL_VERSION}")
         return welcome
@@ -246,9 +256,15 @@ class InitClient(FileOperations, WatchOperations):
             return await connection.expect(Started)
 
     @asynccontextmanager
-    async def spawn_attached(self, request: SpawnRequest, *, lossless: bool = False) -> AsyncIterator[Attachment]:
-        """Start a command and follow it from its first byte. `lossless`: it waits for a slow receiver."""
-        async with self._open(request.encode(attach=True, lossless=lossless)) as connection:
+    async def spawn_attached(
+        self, request: SpawnRequest, *, lossless: bool = False, keep: bool = False
+    ) -> AsyncIterator[Attachment]:
+        """Start a command and follow it from its first byte. `lossless`: it waits for a slow receiver.
+
+        `keep`: over a connection that is kept; for commands to which nothing is sent once they have started.
+        """
+        opener = self._open_kept if keep else self._open
+        async with opener(request.encode(attach=True, lossless=lossless, keep=keep)) as connection:
             started = await connection.expect(Started)
             yield Attachment(connection, started.command, started.pid)
 

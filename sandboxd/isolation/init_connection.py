@@ -1,4 +1,4 @@
-"""One connection to sandbox-init per operation; see `init_client` for the whole."""
+"""Connections to sandbox-init, for one operation at a time; see `init_client` for the whole."""
 
 import os
 import socket
@@ -37,15 +37,43 @@ class InitGone(Exception):
 
 
 class Connection:
-    """One operation. Owns the socket; `close` cannot block."""
+    """One operation, or one after another. Owns the socket; `close` cannot block."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self._plain = sock
         self._socket = trio.socket.from_stdlib_socket(sock)
         self._owns_socket = True
         self._decoder = FrameDecoder()
         self._frames: list[Frame] = []
+        self._asked_once = False
+        self.kept = False
+        """init has said that it expects another operation here"""
+
+    async def begin(self, request: bytes) -> None:
+        """Send an operation's first frame."""
+        self.kept = False
+        await self._send(request[_send_nowait(self._plain, request) :])
+        self._asked_once = True
+
+    def is_usable(self) -> bool:
+        """Whether another operation can begin here: init expects it, nothing of the last one is under way, either
+        way, and init is still there."""
+        if not (self.kept and self._asked_once and self._decoder.empty) or self._frames:
+            return False
+        try:
+            self._plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     async def send(self, data: bytes) -> None:
+        """Say more within an operation. init may see it when the operation is over."""
+        self._asked_once = False
+        await self._send(data)
+
+    async def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             try:
@@ -154,20 +182,55 @@ def _send_nowait(sock: socket.socket, data: bytes) -> int:
 
 
 class Connector:
-    """Opens a connection for each operation. Holds nothing open in between."""
+    """Opens a connection for each operation.
+
+    Owns: at most one in between, which init leaves open for the next operation that asks to keep it, until close().
+    """
 
     def __init__(self, socket_path: Path) -> None:
         self._socket_path = socket_path
+        self._kept: Connection | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """For good; operations under way go on to their end."""
+        self._closed = True
+        self._drop_kept()
 
     @asynccontextmanager
     async def _open(self, request: bytes) -> AsyncIterator[Connection]:
-        sock = await connect(self._socket_path)
-        connection = Connection(sock)
+        connection = Connection(await connect(self._socket_path))
         try:
-            await connection.send(request[_send_nowait(sock, request) :])
+            await connection.begin(request)
             yield connection
         finally:
             connection.close()
+
+    @asynccontextmanager
+    async def _open_kept(self, request: bytes) -> AsyncIterator[Connection]:
+        """As _open(), on the connection that was kept if there is one: connecting is a tenth of a short command."""
+        connection, self._kept = self._kept, None
+        if connection is None or not connection.is_usable():
+            if connection is not None:
+                connection.close()
+            connection = Connection(await connect(self._socket_path))
+        try:
+            await connection.begin(request)
+            yield connection
+        finally:
+            self._keep(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        if connection.kept and not self._closed:
+            self._drop_kept()
+            self._kept = connection
+        else:
+            connection.close()
+
+    def _drop_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def _connect(self, request: bytes) -> trio.SocketStream:
         async with self._open(request) as connection:

@@ -215,6 +215,7 @@ class Welcome(Message):
     uptime_ms: int
     count: int
     token: bytes
+    flags: Flag = NO_FLAGS
 
 
 @dataclass(frozen=True, slots=True)

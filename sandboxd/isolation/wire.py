@@ -193,6 +193,7 @@ class Flag(IntFlag, boundary=STRICT):
     RESUME = 0x40000
     OWNERS = 0x80000
     HARDLINKS = 0x100000
+    KEEP = 0x200000
 
 
 class StdinMode(IntEnum):
@@ -277,6 +278,11 @@ class FrameDecoder:
                 start = end
         del self._buffer[:start]
         return frames
+
+    @property
+    def empty(self) -> bool:
+        """Whether no frame has come in part."""
+        return not self._buffer
 
     def missing(self) -> int:
         """How many bytes are needed, at least, to complete the next frame. Raises WireError."""

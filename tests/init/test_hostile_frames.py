@@ -53,6 +53,8 @@ def corpus(directory: Path) -> list[bytes]:
     stdin = encode_frame(Op.STDIN, b"x" * 100) + encode_frame(Op.STDIN_EOF)
     return [
         encode_frame(Op.HELLO),
+        encode_fields(Op.HELLO, {Tag.FLAGS: Flag.KEEP}) + encode_frame(Op.LIST),
+        attached.encode(attach=True, lossless=True, keep=True) + stdin,
         encode_frame(Op.LIST),
         attached.encode(attach=True, lossless=True) + stdin,
         terminal.encode(attach=True, lossless=False)

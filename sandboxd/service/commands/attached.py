@@ -219,12 +219,13 @@ async def spawn(
     stack: contextlib.AsyncExitStack, init: InitClient, request: SpawnRequest, *, shell: bool
 ) -> Attachment:
     """Start it; for a shell command, with the first shell that the image has."""
+    keep = request.stdin is StdinMode.NULL and request.terminal is None
     if not shell:
-        return await stack.enter_async_context(init.spawn_attached(request, lossless=True))
+        return await stack.enter_async_context(init.spawn_attached(request, lossless=True, keep=keep))
     for program in SHELLS:
         shell_request = replace(request, argv=(program, "-c", *request.argv))
         try:
-            return await stack.enter_async_context(init.spawn_attached(shell_request, lossless=True))
+            return await stack.enter_async_context(init.spawn_attached(shell_request, lossless=True, keep=keep))
         except InitError as error:
             if error.kind != "program" or program == SHELLS[-1]:
                 raise
