@@ -15,7 +15,9 @@ from sandboxd.config import Config, find_asset, is_root
 from sandboxd.errors import StartupError
 from sandboxd.kernel import overlay, rootless, syscalls
 from sandboxd.kernel.cgroup_tree import discover_cgroups
+from sandboxd.kernel.loop import enter_private_mounts
 from sandboxd.kernel.userns import make_userns
+from sandboxd.service.storage import pool
 
 # An id range for the trial: the last of the space, which no daemon hands out before all others.
 TRIAL_RANGE = 0xEFFF0000
@@ -39,6 +41,7 @@ def examine(config: Config) -> list[Finding]:
         _asset("seccomp profile", "seccomp/default.json", config.seccomp_profile),
         *(_privileged() if is_root() else _unprivileged()),
         *_cgroups(config),
+        *_pools(),
         _images(config),
         _program("mmdebstrap", "mmdebstrap", "install the package mmdebstrap to build images", required=False),
     ]
@@ -132,23 +135,24 @@ def _try_root() -> None:
             os.close(userns)
 
 
-def _in_child(work: Callable[[], None]) -> None:
-    """Do something irreversible in a child; its OSError is raised here."""
+def _in_child(work: Callable[[], str | None]) -> str:
+    """Do something irreversible in a child; what it returns. What it raises is raised here as OSError."""
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            work()
+            os.write(tell, f"+{work() or ''}".encode()[:1000])
         except BaseException as error:
-            os.write(tell, str(error).encode()[:1000])
+            os.write(tell, f"-{error}".encode()[:1000])
         finally:
             os._exit(0)
     os.close(tell)
     with os.fdopen(told, "rb") as reader:
-        failure = reader.read().decode()
+        answer = reader.read().decode(errors="replace")
     os.waitpid(child, 0)
-    if failure:
-        raise OSError(failure)
+    if not answer.startswith("+"):
+        raise OSError(answer[1:])
+    return answer[1:]
 
 
 def _cgroups(config: Config) -> Iterator[Finding]:
@@ -156,6 +160,34 @@ def _cgroups(config: Config) -> Iterator[Finding]:
     yield Finding("cgroup v2", support.root is not None, support.reason or str(support.root), required=False)
     names = ", ".join(sorted(support.controllers)) or "none: sandboxes that ask for limits are refused"
     yield Finding("cgroup controllers", len(support.controllers) == 4, names, required=False)
+
+
+def _pools() -> Iterator[Finding]:
+    for file_system in pool.FILE_SYSTEMS:
+        what = f"pool on {file_system}"
+        if not is_root():
+            yield Finding(what, False, "takes root", required=False)
+            continue
+        try:
+            lacking = _try_pool(file_system)
+        except (OSError, StartupError) as error:
+            yield Finding(what, False, str(error), required=False)
+        else:
+            yield Finding(
+                what, True, f"works, but {lacking}" if lacking else "works, with disk limits", required=False
+            )
+
+
+def _try_pool(file_system: pool.FileSystem) -> str:
+    """Make a small one and mount it, in a child whose mounts go with it; why it has no disk limits, or nothing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pool.init(Path(scratch), size=pool.SMALLEST, file_system=file_system)
+
+        def use() -> str:
+            enter_private_mounts()
+            return pool.open_volume(Path(scratch), rootless=False).limits_disk
+
+        return _in_child(use)
 
 
 def _images(config: Config) -> Finding:

@@ -292,6 +292,11 @@ def test_check_says_that_this_host_can(own_daemon: Daemon) -> None:
     assert "FAIL" not in done.stdout
     found = json.loads(run(own_daemon, "check", "--json").stdout)
     assert {"bwrap", "sandbox-init", "user namespaces"} <= {each["what"] for each in found}
+    pools = {each["what"]: (each["ok"], each["required"], each["detail"]) for each in found if "pool" in each["what"]}
+    assert set(pools) == {"pool on btrfs", "pool on xfs"}
+    for able, required, detail in pools.values():
+        assert not required
+        assert (able, detail[:5]) == ((False, "takes") if own_daemon.prefix or os.geteuid() else (True, "works"))
 
 
 def test_check_says_what_is_missing_and_what_to_install(own_root_daemon: Daemon) -> None:
@@ -299,6 +304,16 @@ def test_check_says_what_is_missing_and_what_to_install(own_root_daemon: Daemon)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert "install the package bubblewrap" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to hide a program")
+def test_check_says_what_a_pool_lacks(own_root_daemon: Daemon) -> None:
+    hide = 'mount --bind /dev/null "$(command -v mkfs.xfs || echo /sbin/mkfs.xfs)" && exec "$@"'
+    own_root_daemon.prefix = ("unshare", "--mount", "sh", "-c", hide, "sh")
+    lines = run(own_root_daemon, "check").stdout.splitlines()
+    (line,) = [line for line in lines if "pool on xfs" in line]
+    assert line.startswith("note ")
+    assert "install the package xfsprogs" in line
 
 
 def test_the_program_runs_from_any_directory_and_tells_its_version(own_root_daemon: Daemon) -> None:

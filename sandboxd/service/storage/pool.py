@@ -16,6 +16,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -26,6 +27,7 @@ from sandboxd.kernel import btrfs, loop, syscalls
 from sandboxd.service.storage.volume import BtrfsVolume, PlainVolume, Volume, XfsVolume
 
 FileSystem = Literal["btrfs", "xfs"]
+FILE_SYSTEMS: Final[tuple[FileSystem, ...]] = ("btrfs", "xfs")
 
 SMALLEST: Final = 512 << 20
 """XFS refuses less than 300 MB, and btrfs works badly when small"""
@@ -85,11 +87,24 @@ def open_volume(state_dir: Path, *, rootless: bool) -> Volume:
         raise StartupError(f"cannot use {pool.file}: mounting a pool takes root")
     file_system = _file_system(pool)
     pool.point.mkdir(mode=0o700, exist_ok=True)
-    with loop.loop_device(pool.file) as device:
+    with _device(pool) as device:
         quotas = _mount(pool, device, file_system)
     if file_system == "xfs":
         return XfsVolume(pool.point, device, quotas=quotas)
     return BtrfsVolume(pool.point, quotas=quotas)
+
+
+@contextlib.contextmanager
+def _device(pool: Pool) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        try:
+            device = stack.enter_context(loop.loop_device(pool.file))
+        except OSError as error:
+            raise StartupError(
+                f"cannot use the pool {pool.file}: no loop device for it: {error.strerror}; load the kernel's module "
+                "`loop`, and in a container see that /dev has its devices"
+            ) from error
+        yield device
 
 
 def _mount(pool: Pool, device: str, file_system: FileSystem) -> bool:
@@ -117,6 +132,8 @@ def _mount_with(pool: Pool, device: str, file_system: FileSystem, options: str) 
     try:
         syscalls.mount(device, str(pool.point), file_system, flags=_MOUNT_FLAGS, data=options)
     except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise StartupError(f"cannot mount the pool {pool.file}: this kernel has no {file_system}") from error
         check = "btrfs check" if file_system == "btrfs" else "xfs_repair"
         raise StartupError(
             f"cannot mount the pool {pool.file}: {error.strerror or error}; it may be damaged: try `{check}` on "
@@ -193,7 +210,7 @@ def grow(state_dir: Path, *, size: int) -> PoolStatus:
         raise StartupError(f"cannot grow the pool to {size} bytes: the disk has no room for {size - now} more")
     os.truncate(pool.file, size)
     crash_point("storage:enlarged")
-    with loop.loop_device(pool.file) as device:
+    with _device(pool) as device:
         loop.refresh_size(device)
         _mount(pool, device, file_system)
         _run(file_system, *_GROW[file_system], str(pool.point))
