@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, Any
 
 import click
 
@@ -14,6 +15,7 @@ from sandboxd.cli.values import DURATION, assignments_from, show_age, show_size,
 from sandboxd.client import Client, ClientError, Snapshot
 
 PIPE = "-"
+WORTH_TELLING = 1 << 20
 
 
 @click.group()
@@ -38,6 +40,19 @@ def create_snapshot(
         print_json(taken.raw)
     else:
         click.echo(taken.id)
+        _tell_cost(taken.cost)
+
+
+def _tell_cost(cost: Mapping[str, Any]) -> None:
+    """What a copy took where blocks cannot be shared; nothing where it took nothing."""
+    copied = cost.get("copied_bytes", 0)
+    if copied >= WORTH_TELLING:
+        stood = (
+            f"the sandbox stood still for {cost['frozen_ms'] / 1000:.2f} s" if cost["frozen_ms"] else "it was at rest"
+        )
+        click.echo(
+            f"{show_size(copied)} were copied, {stood}; in a pool nothing is (sandboxd storage init)", err=True
+        )
 
 
 @snapshot.command("ls")
@@ -211,7 +226,8 @@ def storage(context: click.Context, as_json: bool) -> None:
     ]
     print_table(("WHAT", "ID", "NAME", "SIZE>"), rows)
     free = f"{show_size(found.available_bytes)} of {show_size(found.size_bytes)} free"
-    click.echo(f"\n{found.volume}, {free}, {found.layers} layers, {found.unused_layers} of them unused")
+    held = f"{show_size(found.layers_bytes)} in layers below sandboxes and snapshots"
+    click.echo(f"\n{found.volume}, {free}; {held} ({found.layers}, unused: {found.unused_layers})")
 
 
 @storage.command()

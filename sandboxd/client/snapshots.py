@@ -43,6 +43,7 @@ class Storage(Model):
     snapshots: tuple[Json, ...] = field(default=(), metadata=TUPLE)
     images: tuple[Json, ...] = field(default=(), metadata=TUPLE)
     layers: int = 0
+    layers_bytes: int = 0
     unused_layers: int = 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from sandboxd.config import Config
-from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
+from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service import quotas
 from sandboxd.service.code.code import Code
@@ -25,7 +25,7 @@ from sandboxd.service.oom import OomWatch
 from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.service.storage.layers import Layers
-from sandboxd.service.storage.snapshots import Snapshots
+from sandboxd.service.storage.snapshots import Clones, Snapshots
 from sandboxd.service.storage.transfer import SnapshotTransfer
 from sandboxd.service.storage.use import StorageUse, measure
 from sandboxd.service.watches.watches import Watches
@@ -156,7 +156,7 @@ class Service:
 
     async def clone(
         self, sandbox: str, *, count: int, name: str | None, lifetime: float | None, owner: str | None
-    ) -> tuple[Sandbox | SandboxdError, ...]:
+    ) -> Clones:
         """See Snapshots.clone. Several clones of one name have a number behind it."""
         self.check_lifetime(lifetime)
 

@@ -24,6 +24,11 @@ def test_snapshots_from_the_command_line(daemon: Daemon, tmp_path: Path) -> None
     assert "imported" in ctl.text("snapshot", "ls")
     assert ctl.json("snapshot", "inspect", "copy")["name"] == "copy"
     assert good in ctl.text("snapshot", "inspect", "good")
+    ctl.text("exec", "work", "--", "sh", "-c", "head -c 3000000 /dev/urandom > ~/large")
+    told = ctl.run("snapshot", "create", "work", "--name", "third")
+    copied = ctl.json("snapshot", "inspect", "third")["cost"]["copied_bytes"]
+    assert (b"were copied, the sandbox stood still for" in told.stderr) is (copied > 0)
+    ctl.text("snapshot", "rm", "third")
     assert "layers" in ctl.text("storage")
     assert ctl.json("storage")["volume"] == "plain"
     assert "layers" in ctl.text("storage", "gc")

@@ -230,6 +230,9 @@ def test_sizes_are_counted_and_the_cost_is_told(box: Box) -> None:
     told = box.daemon.call("GET", "/v1/storage").json
     (mine,) = [each for each in told["sandboxes"] if each["id"] == box.id]
     assert mine["size_bytes"] >= 3_000_000
+    assert told["layers_bytes"] >= 3_000_000
+    cost = box.answer("clone", {"count": 1}).json["cost"]
+    assert cost["copied_bytes"] + cost["shared_bytes"] >= 3_000_000
 
 
 def test_an_image_stays_while_a_snapshot_stands_on_it(box: Box) -> None:

@@ -24,7 +24,8 @@ async def delete(call: Call, snapshot: str) -> Deleted:
 
 
 async def clone(call: Call, sandbox: str) -> SandboxView:
-    (made,) = await call.service.clone(sandbox, count=1, name=None, lifetime=None, owner=call.owner)
+    clones = await call.service.clone(sandbox, count=1, name=None, lifetime=None, owner=call.owner)
+    (made,) = clones.outcomes
     if isinstance(made, Sandbox):
         return SandboxView.of(made)
     raise made

@@ -32,6 +32,14 @@ AT_REST = frozenset({SandboxState.STOPPED, SandboxState.EXITED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clones:
+    outcomes: tuple[Sandbox | SandboxdError, ...]
+    """one for each that was wanted: what cannot be created is an error in its place, the others stand"""
+    cost: CopyCost
+    """of the one copy that all of them stand on"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
     """A layer that a sandbox's writable tree was made into, held until the block that asked for it ends."""
 
@@ -164,13 +172,8 @@ class Snapshots:
             self.layers.trees(snapshot.layer)
             return await self._sandboxes.create(spec, image, layer=snapshot.layer, snapshot=snapshot.id)
 
-    async def clone(
-        self, sandbox: str, *, specs: Callable[[SandboxSpec], tuple[SandboxSpec, ...]]
-    ) -> tuple[Sandbox | SandboxdError, ...]:
-        """Sandboxes that begin with the files this one has now, one for each spec made of its own.
-
-        What cannot be created is an error in its place: the others stand.
-        """
+    async def clone(self, sandbox: str, *, specs: Callable[[SandboxSpec], tuple[SandboxSpec, ...]]) -> Clones:
+        """Sandboxes that begin with the files this one has now, one for each spec made of its own."""
         entry = self._sandboxes.entry(sandbox)
         async with contextlib.AsyncExitStack() as stack:
             async with entry.operation("clone", beside_use=True):
@@ -192,7 +195,7 @@ class Snapshots:
             async with trio.open_nursery() as nursery:
                 for number, spec in enumerate(wanted):
                     nursery.start_soon(make, number, spec)
-        return tuple(outcome for outcome in outcomes if outcome is not None)
+        return Clones(outcomes=tuple(outcome for outcome in outcomes if outcome is not None), cost=sealed.cost)
 
     async def restore(self, sandbox: str, snapshot: str) -> Sandbox:
         """Put the sandbox's files back to what the snapshot has; it runs afterwards if it ran, or was paused."""

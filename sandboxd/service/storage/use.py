@@ -27,6 +27,8 @@ class StorageUse:
     snapshots: tuple[Use, ...]
     images: tuple[Use, ...]
     layers: int
+    layers_bytes: int
+    """of those that have been counted, each once, whatever stands on it: snapshots, or clones only"""
     unused_layers: int
 
 
@@ -43,6 +45,7 @@ def measure(disk: Disk, layers: Layers, sandboxes: Iterable[Sandbox], images: It
             Use(id=each.digest, name=", ".join(each.names) or None, size_bytes=each.size) for each in images
         ),
         layers=len(layers.layers()),
+        layers_bytes=sum(layer.size or 0 for layer in layers.layers()),
         unused_layers=len(layers.unused()),
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, RootModel, StringConstraints
 
 from sandboxd.http.native.fields import DAY_MS, ErrorBody, Metadata, Name, Request, Response
 from sandboxd.http.native.sandboxes.schemas import SandboxView
-from sandboxd.model import Layer, Snapshot
+from sandboxd.model import CopyCost, Layer, Snapshot
 from sandboxd.service.storage.use import StorageUse
 
 MAX_CLONES = 100
@@ -26,6 +26,10 @@ class CostView(Response):
     copied_bytes: int
     shared_bytes: int
     """of files that now share their blocks on disk with the sandbox's; a btrfs pool does not count them"""
+
+    @classmethod
+    def of(cls, cost: CopyCost) -> Self:
+        return cls(frozen_ms=round(cost.frozen * 1000, 3), copied_bytes=cost.copied, shared_bytes=cost.shared)
 
 
 class SnapshotView(Response):
@@ -66,11 +70,7 @@ class SnapshotView(Response):
             entries=layer.entries,
             layers=layer.depth,
             sandboxes=list(users),
-            cost=CostView(
-                frozen_ms=round(snapshot.cost.frozen * 1000, 3),
-                copied_bytes=snapshot.cost.copied,
-                shared_bytes=snapshot.cost.shared,
-            ),
+            cost=CostView.of(snapshot.cost),
         )
 
 
@@ -109,6 +109,8 @@ class Clones(Response):
     sandboxes: list[SandboxView]
     errors: list[ErrorBody]
     """one for each clone that could not be made"""
+    cost: CostView
+    """of the copy that all of them stand on"""
 
 
 class Cloned(RootModel[SandboxView | Clones]):
@@ -137,6 +139,8 @@ class StorageView(Response):
     """a layer that several snapshots share counts for each"""
     images: list[UseView]
     layers: int
+    layers_bytes: int
+    """that snapshots and clones stand on, each counted once"""
     unused_layers: int
 
     @classmethod

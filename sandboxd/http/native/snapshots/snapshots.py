@@ -15,6 +15,7 @@ from sandboxd.http.native.snapshots.schemas import (
     Cloned,
     Clones,
     Collected,
+    CostView,
     SnapshotDeleted,
     SnapshotList,
     SnapshotView,
@@ -94,17 +95,18 @@ async def restore(call: Call, sandbox: str) -> SandboxView:
 async def clone(call: Call, sandbox: str) -> Cloned:
     body = call.body
     lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
-    outcomes = await call.service.clone(
+    clones = await call.service.clone(
         sandbox, count=body.count or 1, name=body.name, lifetime=lifetime, owner=call.owner
     )
-    made = [each for each in outcomes if isinstance(each, Sandbox)]
-    failed = [each for each in outcomes if isinstance(each, SandboxdError)]
+    made = [each for each in clones.outcomes if isinstance(each, Sandbox)]
+    failed = [each for each in clones.outcomes if isinstance(each, SandboxdError)]
     if not made:
         raise failed[0]
     views = [SandboxView.of(each, call.service.node) for each in made]
     if body.count is None:
         return Cloned(views[0])
-    return Cloned(Clones(sandboxes=views, errors=[ErrorBody.of(each) for each in failed]))
+    errors = [ErrorBody.of(each) for each in failed]
+    return Cloned(Clones(sandboxes=views, errors=errors, cost=CostView.of(clones.cost)))
 
 
 async def storage(call: Call) -> StorageView:
