@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from sandboxd.model import (
     StoredWatch,
     WatchSpec,
 )
+from sandboxd.threads import run_in_thread, run_in_thread_or_here
 
 T = TypeVar("T")
 
@@ -315,10 +317,10 @@ class Store:
 
         By itself that comes to be some seconds later.
         """
-        await trio.to_thread.run_sync(_sync, self._log)
+        await run_in_thread(_sync, self._log)
 
     async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await trio.to_thread.run_sync(self._run, work, limiter=self._limiter)
+        return await run_in_thread_or_here(partial(self._run, work), limiter=self._limiter)
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -392,7 +394,7 @@ def _key(row: Sequence[Any]) -> ApiKey:
 @contextlib.asynccontextmanager
 async def open_store(path: Path) -> AsyncIterator[Store]:
     """Open the database, bring its schema up to date, and close it with the block. Raises: StartupError."""
-    connection = await trio.to_thread.run_sync(_connect, path)
+    connection = await run_in_thread(_connect, path)
     try:
         yield Store(connection, path)
     finally:

@@ -43,6 +43,7 @@ from sandboxd.isolation.pipes import Gate, Pipe, closing, listening_socket, memo
 from sandboxd.isolation.plan import LaunchPlan, Slot, StartRequest
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Machine
+from sandboxd.threads import run_in_thread, shortage, told_errno
 
 READY_LIMIT = 20.0
 SAID_LIMIT = 2000
@@ -83,7 +84,7 @@ class BwrapBackend:
 
     async def sweep(self, sandboxes: AbstractSet[str]) -> None:
         if sandboxes:
-            await trio.to_thread.run_sync(_kill_marked, frozenset(sandboxes))
+            await run_in_thread(_kill_marked, frozenset(sandboxes))
 
     def close(self) -> None:
         for waiting in self._waiting.values():
@@ -218,7 +219,9 @@ async def _explained(sandbox: str, request: StartRequest, error: Pipe, failure: 
     if not isinstance(failure, OSError | ValueError | trio.TooSlowError | InitGone):
         return failure
     reason = await _said(error) or str(failure) or type(failure).__name__
-    return LaunchFailed(f"cannot start sandbox {sandbox}: {reason}", command=shlex.join(request.argv))
+    return shortage(reason, None, making_namespaces=False) or LaunchFailed(
+        f"cannot start sandbox {sandbox}: {reason}", errno=told_errno(reason), command=shlex.join(request.argv)
+    )
 
 
 async def _said(error: Pipe) -> str:

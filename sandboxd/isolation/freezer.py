@@ -5,6 +5,7 @@ import trio
 from sandboxd.errors import Unavailable
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.kernel import halting
+from sandboxd.threads import run_in_thread_or_here
 
 # Freezing is mostly over at once. A process in an uninterruptible system call (a dead network mount) holds it up.
 FREEZE_LIMIT = 10.0
@@ -39,7 +40,7 @@ async def thaw(running: RunningMachine, *, but: frozenset[int] = frozenset()) ->
     if running.cgroup is not None:
         running.cgroup.thaw()
     else:
-        await trio.to_thread.run_sync(lambda: halting.continue_tree(running.machine.pid, but=but))
+        await run_in_thread_or_here(lambda: halting.continue_tree(running.machine.pid, but=but))
 
 
 def is_frozen(running: RunningMachine) -> bool:
@@ -51,7 +52,7 @@ def is_frozen(running: RunningMachine) -> bool:
 
 async def _frozen_now(running: RunningMachine) -> bool:
     if running.cgroup is None:
-        return await trio.to_thread.run_sync(halting.halt_tree, running.machine.pid)
+        return await run_in_thread_or_here(lambda: halting.halt_tree(running.machine.pid))
     if not running.cgroup.freezing:
         running.cgroup.freeze()
     return running.cgroup.frozen

@@ -14,6 +14,7 @@ import trio
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.pipes import Gate
 from sandboxd.isolation.plan import AssembleRequest, StartRequest
+from sandboxd.threads import shortage
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_REPLY = 64 * 1024
@@ -60,13 +61,18 @@ class Launcher:
                     reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()), when_sent)
                 except OSError as error:
                     self.close()
-                    raise LaunchFailed(f"cannot reach the fork server: {error}") from error
+                    raise shortage("", error.errno, making_namespaces=False) or LaunchFailed(
+                        f"cannot reach the fork server: {error}"
+                    ) from error
                 if not reply:
                     self.close()
                     raise LaunchFailed("cannot start the sandbox: the fork server died, try again")
         answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
-            raise LaunchFailed(f"cannot start the sandbox: {answer['error']}", errno=answer.get("errno"))
+            said, number = answer["error"], answer.get("errno")
+            raise shortage(said, number, making_namespaces=op == "start") or LaunchFailed(
+                f"cannot start the sandbox: {said}", errno=number
+            )
         return answer
 
     async def _exchange(self, message: bytes, descriptors: list[int], when_sent: Callable[[], None]) -> bytes:

@@ -26,6 +26,7 @@ from sandboxd.service.expiry import Expiry, ExpiryReason, now, renewed
 from sandboxd.service.journal import Journal
 from sandboxd.service.machines import Machines
 from sandboxd.store import NewEvent
+from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ async def _give_memory_back(entry: Entry) -> None:
     """Of a sandbox that stands still, as far as it is not needed to go on; in steps, for it may be resumed."""
     cgroup = entry.require_machine().cgroup
     while cgroup is not None and entry.sandbox.state is SandboxState.PAUSED:
-        if not await trio.to_thread.run_sync(cgroup.reclaim, RECLAIM_STEP):
+        if not await run_in_thread(cgroup.reclaim, RECLAIM_STEP):
             return
 
 

@@ -3,8 +3,6 @@
 import errno
 import uuid
 
-import trio
-
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Unprocessable
 from sandboxd.isolation.backend import Meanwhile, RunningMachine, remove_cgroup
@@ -14,6 +12,7 @@ from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Sandbox
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.storage.layers import Layers
+from sandboxd.threads import run_in_thread
 
 
 class Machines:
@@ -81,7 +80,7 @@ class Machines:
 
     async def sync(self, sandbox: str) -> None:
         """Have its files outlive a power cut from here on. Cancelled: it goes on unattended."""
-        await trio.to_thread.run_sync(self._host.disk.sync, sandbox, abandon_on_cancel=True)
+        await run_in_thread(self._host.disk.sync, sandbox, abandon_on_cancel=True)
 
     def _plan(self, slot: Slot, sandbox: Sandbox, image: Image) -> LaunchPlan:
         return LaunchPlan(

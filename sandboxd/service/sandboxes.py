@@ -37,6 +37,7 @@ from sandboxd.service.slots import Slots
 from sandboxd.service.storage.disk import no_space
 from sandboxd.service.storage.layers import Layers
 from sandboxd.store import NewEvent, Store
+from sandboxd.threads import run_in_thread, run_in_thread_or_here
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ class Sandboxes:
     async def _discard_files(self, sandbox: str) -> None:
         try:
             # In a thread, so that who waits for the deletion goes first.
-            await trio.to_thread.run_sync(self._host.disk.discard, sandbox)
+            await run_in_thread_or_here(partial(self._host.disk.discard, sandbox))
         except OSError as error:
             log.error("the files of sandbox %s stay until the next start: %s", sandbox, error)
         crash_point("delete:discarded")
@@ -298,8 +299,8 @@ class Sandboxes:
             # The disk may be full of this very sandbox; without its files there may be room for the change.
             await self._machines.end(entry)
             await self._discard_files(sandbox)
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
-                await trio.to_thread.run_sync(self._host.disk.purge)
+            with contextlib.suppress(Unavailable, OSError, subprocess.CalledProcessError):
+                await run_in_thread(self._host.disk.purge)
             await self._journal.forget(sandbox, events)
 
     # -- changing -------------------------------------------------------------------------------------------------
@@ -414,9 +415,11 @@ class Sandboxes:
             await trio.sleep(PURGE_DELAY)
             self._discarded = trio.Event()
             try:
-                await trio.to_thread.run_sync(self._purge)
-            except (OSError, subprocess.CalledProcessError) as error:
-                log.error("cannot remove what is left of deleted sandboxes: %s", error)
+                await run_in_thread(self._purge)
+            except (Unavailable, OSError, subprocess.CalledProcessError) as error:
+                log.error("cannot remove what is left of deleted sandboxes yet: %s", error)
+                await trio.sleep(DELETE_RETRY)
+                self._discarded.set()
 
     def _purge(self) -> None:
         """In a thread."""

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -124,12 +125,21 @@ def test_a_crash_at_every_point_of_a_creation(survivor: Box) -> None:
     assert_survived(survivor)
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """It stands still during the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_sandbox_that_is_being_created_has_no_record_that_anybody_could_change(survivor: Box) -> None:
     """It can be found by its name; a record in that state is one that no start-up would know what to do with."""
     daemon = survivor.daemon
-    fork_server = _fork_server(daemon)
-    os.kill(fork_server, signal.SIGSTOP)  # so that a creation takes as long as we like
-    with ThreadPoolExecutor(1) as pool:
+    fork_server = witnesses.fork_server_of(daemon)
+    with ThreadPoolExecutor(1) as pool, stopped(fork_server):  # so that a creation takes as long as we like
         creation = pool.submit(dies_of, daemon, "POST", SANDBOXES, {"name": "slow"})
         wait_until(lambda: daemon.call("GET", f"{SANDBOXES}/slow").status == 200)
         assert daemon.view("slow")["status"] == "creating"
@@ -138,7 +148,6 @@ def test_a_sandbox_that_is_being_created_has_no_record_that_anybody_could_change
             assert (answer.status, answer.json["details"]) == (409, {"state": "creating"})
         daemon.signal(signal.SIGKILL)
         creation.result()
-    os.kill(fork_server, signal.SIGCONT)
     wait_until(lambda: not os.path.exists(f"/proc/{fork_server}"))
     restart(daemon)
     assert [view["id"] for view in daemon.views()] == [survivor.id]
@@ -318,7 +327,7 @@ def test_a_pid_that_means_another_process_by_now_is_left_alone(survivor: Box) ->
 
 def test_sigkill_of_the_fork_server_costs_no_sandbox_and_it_is_made_anew(survivor: Box) -> None:
     daemon = survivor.daemon
-    os.kill(_fork_server(daemon), signal.SIGKILL)
+    os.kill(witnesses.fork_server_of(daemon), signal.SIGKILL)
     # At most the one creation that finds it dead fails, and says what to do.
     answer = daemon.call("POST", SANDBOXES)
     if answer.status != 201:
@@ -326,14 +335,6 @@ def test_sigkill_of_the_fork_server_costs_no_sandbox_and_it_is_made_anew(survivo
     assert daemon.shell(daemon.create(), "echo well")["stdout"] == "well\n"
     assert_survived(survivor)
     assert witnesses.disagreement(daemon) == {}
-
-
-def _fork_server(daemon: Daemon) -> int:
-    return next(
-        each.pid
-        for each in census.processes()
-        if each.daemon == str(daemon.root) and "forkserver.py" in each.command and each.sandbox is None
-    )
 
 
 def test_sigkill_of_the_monitor_leaves_the_sandbox_and_its_deletion_whole(survivor: Box) -> None:

@@ -2,11 +2,16 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from sandboxd.service.slots import READY
+from tests.conftest import daemon_as_user
+from tests.support import ordinary_user, witnesses
 from tests.support.background import Background
-from tests.support.daemon import CHECKOUT, Daemon
+from tests.support.daemon import CHECKOUT, Daemon, running
 from tests.support.waiting import wait_until
 
 SANDBOXES = "/v1/sandboxes"
@@ -83,6 +88,51 @@ def test_a_sandbox_that_uses_up_its_processes_hurts_nobody_else(daemon: Daemon) 
     assert 100 < int(count) <= 4096
     assert daemon.shell(other, "echo well")["stdout"] == "well\n"
     assert daemon.shell(greedy, "echo well")["stdout"] == "well\n"
+
+
+def limit_processes(daemon: Daemon, most: int) -> None:
+    """Of its user: at 1 neither the daemon nor its fork server can make another process or thread."""
+    for pid in (daemon.pid, witnesses.fork_server_of(daemon)):
+        ordinary_user.run(["prlimit", "--pid", str(pid), f"--nproc={most}:"])
+
+
+def test_a_full_process_table(user_image_dir: Path) -> None:
+    """What needs no process works; the rest is refused for what it is, whoever finds it so; and then all is well."""
+    with running(daemon_as_user(user_image_dir)) as daemon:
+        one, still = daemon.create(name="one"), daemon.create(name="still")
+        daemon.shell(one, "echo kept > ~/file")
+        assert daemon.call("POST", f"{SANDBOXES}/one/snapshot", {"name": "good"}).status == 201
+        assert daemon.call("POST", f"{SANDBOXES}/still/stop").status == 200
+        wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+        limit_processes(daemon, 1)
+        for _ in range(READY):  # these were made before
+            daemon.create()
+        refused: list[tuple[str, str, object]] = [
+            ("POST", SANDBOXES, {}),
+            ("POST", SANDBOXES, {"snapshot": "good"}),
+            ("POST", f"{SANDBOXES}/one/clone", {}),
+            ("POST", f"{SANDBOXES}/still/start", None),
+            ("POST", f"{SANDBOXES}/one/restore", {"snapshot": "good"}),
+            ("GET", "/v1/snapshots/good/export", None),
+        ]
+        for method, path, body in refused:
+            answer = daemon.call(method, path, body)
+            assert (answer.status, answer.json["kind"]) == (503, "no_processes"), (path, answer.data)
+        made = [view["id"] for view in daemon.views("status=running")]
+        for verb, body in (("snapshot", None), ("pause", None), ("resume", None), ("shell", {"cmd": "echo well"})):
+            with ThreadPoolExecutor(READY) as pool:
+                answers = pool.map(lambda each: daemon.call("POST", f"{SANDBOXES}/{each}/{verb}", body), made)  # noqa: B023
+            for answer in answers:  # a thread is free for some of them
+                assert answer.status in {200, 201} or answer.json["kind"] in {"no_processes", "conflict"}, answer.data
+        daemon.delete(still)
+        wait_until(lambda: "cannot remove what is left of deleted sandboxes yet" in daemon.log)
+        limit_processes(daemon, 4000)
+        assert daemon.alive
+        assert daemon.call("POST", f"{SANDBOXES}/one/start").status == 200
+        assert daemon.shell("one", "cat ~/file")["stdout"] == "kept\n"
+        assert daemon.shell(daemon.create(), "echo well")["stdout"] == "well\n"
+        assert witnesses.disagreement(daemon) == {}
+        assert "Traceback" not in daemon.log
 
 
 def test_a_low_soft_limit_of_descriptors_does_not_bound_the_sandboxes(own_root_daemon: Daemon) -> None:

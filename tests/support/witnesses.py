@@ -65,6 +65,15 @@ def monitor_of(sandbox: str) -> int:
     return _pids_of(sandbox, "/usr/bin/bwrap")[0]
 
 
+def fork_server_of(daemon: Daemon) -> int:
+    """The host pid of the process that makes its sandboxes."""
+    return next(
+        each.pid
+        for each in census.processes()
+        if each.daemon == str(daemon.root) and "forkserver.py" in each.command and each.sandbox is None
+    )
+
+
 def _pids_of(sandbox: str, program: str) -> list[int]:
     """Of the processes that run a program, the oldest first."""
     found = [each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)]

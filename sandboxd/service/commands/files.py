@@ -9,6 +9,7 @@ import trio
 
 from sandboxd.model import StreamName
 from sandboxd.service.commands.log import LogPage, end_of_log, read_log
+from sandboxd.threads import run_in_thread
 
 # What one read of a log takes into memory.
 PAGE: Final = 256 * 1024
@@ -25,20 +26,20 @@ class LogFiles:
         self, directory: Path, start: int, *, limit: int = PAGE, stream: StreamName | None = None
     ) -> LogPage:
         """At most `limit` bytes of output from a position of the log on, or from an offset of one stream."""
-        return await trio.to_thread.run_sync(
+        return await run_in_thread(
             lambda: read_log(directory, start, limit=limit, stream=stream), limiter=self.threads
         )
 
     async def end(self, directory: Path) -> tuple[int, Mapping[StreamName, int]]:
         """The position at which the log ends, and each stream's offset there."""
-        return await trio.to_thread.run_sync(end_of_log, directory, limiter=self.threads)
+        return await run_in_thread(end_of_log, directory, limiter=self.threads)
 
     async def remove(self, directory: Path) -> None:
-        await trio.to_thread.run_sync(_remove, directory, limiter=self.threads)
+        await run_in_thread(_remove, directory, limiter=self.threads)
 
     async def remove_others(self, directory: Path, known: frozenset[str]) -> None:
         """Logs of commands that were forgotten by a daemon that got no further."""
-        await trio.to_thread.run_sync(_remove_others, directory, known, limiter=self.threads)
+        await run_in_thread(_remove_others, directory, known, limiter=self.threads)
 
 
 def _remove(directory: Path) -> None:

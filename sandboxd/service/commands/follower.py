@@ -43,6 +43,7 @@ from sandboxd.service.commands.attached import (
 from sandboxd.service.commands.log import LogWriter
 from sandboxd.service.entry import Entry
 from sandboxd.store import Store
+from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class CommandFollower:
         running = machine(entry)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(_leave, command)
-            writer = await trio.to_thread.run_sync(self._writer, command, limiter=self._threads)
+            writer = await run_in_thread(self._writer, command, limiter=self._threads)
             self._note_started(command, running, listed.command, listed.pid, listed.started_at_ms / 1000)
             await command.change(self._store, lambda record: record)
             with init_errors(entry):
@@ -196,7 +197,7 @@ class CommandFollower:
     async def _append(self, writer: LogWriter, chunks: list[OutputChunk], *, complained: bool) -> bool:
         """What the disk does not take is a gap in the log: no reason to hold the command up. Whether it was said."""
         try:
-            await trio.to_thread.run_sync(writer.append, chunks, limiter=self._threads)
+            await run_in_thread(writer.append, chunks, limiter=self._threads)
         except OSError as error:
             if not complained:
                 log.error("output of a command is not kept: %s", error)

@@ -23,6 +23,7 @@ from sandboxd.service.names import check_not_reserved
 from sandboxd.service.storage.disk import Disk, sweep_away
 from sandboxd.service.storage.layer_files import LayerFiles
 from sandboxd.store import NewEvent, Store
+from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Layers:
             below = ()
         layer = new_layer(below[0] if below else None)
         try:
-            await trio.to_thread.run_sync(self.files.seal, new, layer.id)
+            await run_in_thread(self.files.seal, new, layer.id)
         except BaseException:
             self.files.abandon(new)
             raise
@@ -144,7 +145,7 @@ class Layers:
     async def _squashed(self, new: Path, below: tuple[Layer, ...], check: Callable[[], None]) -> Path:
         trees = (new, *(self.files.tree(each.id) for each in below))
         try:
-            squashed, _ = await trio.to_thread.run_sync(lambda: self.files.squash(trees, check=check))
+            squashed, _ = await run_in_thread(lambda: self.files.squash(trees, check=check))
         finally:
             self.files.abandon(new)
             self.on_discarded()
@@ -205,7 +206,7 @@ class Layers:
 
     async def finish_move(self, layer: Layer, sandbox: Sandbox) -> Layer:
         """Make what the sandbox has written the layer's tree, and let it begin anew over that."""
-        await trio.to_thread.run_sync(self.files.move, sandbox.id, layer.id)
+        await run_in_thread(self.files.move, sandbox.id, layer.id)
         crash_point("layer:moved")
         await self.begin_anew(sandbox)
         moved = replace(layer, moving=None)
@@ -216,7 +217,7 @@ class Layers:
         """What it wrote is thrown away, and it writes over its layer from now on."""
         tree = None if sandbox.layer is None else self.files.tree(sandbox.layer)
         limit = sandbox.spec.limits.disk
-        await trio.to_thread.run_sync(lambda: self._disk.replace_tree(sandbox.id, limit=limit, layer=tree))
+        await run_in_thread(lambda: self._disk.replace_tree(sandbox.id, limit=limit, layer=tree))
         self.on_discarded()
 
     async def _finish_restore(self, sandbox: Sandbox) -> Sandbox:
@@ -274,7 +275,7 @@ class Layers:
         if layer is None:
             return
         with self.held(layer.id):
-            size, entries = await trio.to_thread.run_sync(self.files.measure, layer.id)
+            size, entries = await run_in_thread(self.files.measure, layer.id)
             await self.record(layers=[replace(layer, size=size, entries=entries)])
 
 

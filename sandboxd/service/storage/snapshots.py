@@ -25,6 +25,7 @@ from sandboxd.service.lifecycle import files_missing
 from sandboxd.service.sandboxes import Sandboxes
 from sandboxd.service.storage.layers import MAX_DEPTH, Layers, new_layer
 from sandboxd.store import NewEvent
+from sandboxd.threads import run_in_thread
 
 # To give everything back its freedom, whatever else has happened.
 THAW_LIMIT = 10.0
@@ -136,12 +137,12 @@ class Snapshots:
     async def _copy(self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None) -> Sealed:
         files = self.layers.files
         if entry.sandbox.state is SandboxState.RUNNING and not self._sandboxes.disk.volume.moves:
-            await trio.to_thread.run_sync(files.settle)  # in a pool the copy waits for dirty pages: rather now
+            await run_in_thread(files.settle)  # in a pool the copy waits for dirty pages: rather now
         began = time.monotonic()
         async with _at_rest(entry):
             source = self._sandboxes.disk.paths(entry.sandbox.id).writable
             check = trio.from_thread.check_cancelled
-            new, summary = await trio.to_thread.run_sync(lambda: files.copy(source, check=check))
+            new, summary = await run_in_thread(lambda: files.copy(source, check=check))
             frozen = time.monotonic() - began
         try:
             _require_whole(entry, summary)

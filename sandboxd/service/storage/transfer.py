@@ -28,6 +28,7 @@ from sandboxd.kernel.treeclone import OPAQUE
 from sandboxd.model import EMPTY, Image, SandboxSpec, Snapshot
 from sandboxd.service.storage.layers import Layers
 from sandboxd.service.storage.volume import opened
+from sandboxd.threads import no_processes, run_in_thread
 
 _FORMAT: Final = 1
 _CHUNK: Final = 1 << 18
@@ -76,7 +77,7 @@ class SnapshotTransfer:
         with self._layers.held(found.layer):
             place = files.new()
             try:
-                tree = await trio.to_thread.run_sync(self._stage, found, place)
+                tree = await run_in_thread(self._stage, found, place)
                 crash_point("export:staged")
                 async with _packing(place, tree) as chunks:
                     yield chunks
@@ -154,7 +155,7 @@ class SnapshotTransfer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pour, chunks, write_end)
             # Cancelled: the pipe closes, the file ends too early, and the thread returns.
-            await trio.to_thread.run_sync(unpack, limiter=self._limiter)
+            await run_in_thread(unpack, limiter=self._limiter)
             nursery.cancel_scope.cancel("the file was read")
         return found[0]
 
@@ -204,12 +205,15 @@ class SnapshotTransfer:
 async def _packing(place: Path, tree: Path) -> AsyncIterator[AsyncIterator[bytes]]:
     """The head, tar's output, and the checksum behind it. A sealed tree does not change under tar."""
     async with await trio.open_file(place / _HEAD, "rb") as head:
-        process = await trio.lowlevel.open_process(
-            [*PACK, "--directory", str(tree), f"--files-from={place / _NAMES}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        try:
+            process = await trio.lowlevel.open_process(
+                [*PACK, "--directory", str(tree), f"--files-from={place / _NAMES}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except BlockingIOError as error:
+            raise no_processes("export the snapshot") from error
         try:
             yield _summed(head, process)
         finally:

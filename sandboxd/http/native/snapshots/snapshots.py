@@ -63,8 +63,9 @@ async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
 
 
 async def export(call: Call, snapshot: str) -> TrioResponse:
-    call.service.snapshots.layers.snapshot(snapshot)  # an unknown one is a 404, not a body cut short
-    return TrioResponse(_Exported(call, snapshot), content_type="application/x-tar")
+    body = _Exported(call, snapshot)
+    await body.open()
+    return TrioResponse(body, content_type="application/x-tar")
 
 
 async def import_file(call: Call) -> SnapshotView:
@@ -72,13 +73,18 @@ async def import_file(call: Call) -> SnapshotView:
 
 
 class _Exported(ResponseBody):
-    """A snapshot's file as a response body. Owns: the process that writes it."""
+    """A snapshot's file as a response body. Owns: what writes it, from open() until the response ended."""
 
     def __init__(self, call: Call, snapshot: str) -> None:
         self._exported = call.service.transfer.exported(snapshot)
+        self._chunks: AsyncIterator[bytes]
+
+    async def open(self) -> None:
+        """Begin before the response does, so that an unknown snapshot is a 404, and a full process table a 503."""
+        self._chunks = await self._exported.__aenter__()
 
     async def __aenter__(self) -> AsyncIterator[bytes]:
-        return await self._exported.__aenter__()
+        return self._chunks
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None

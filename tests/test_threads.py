@@ -1,0 +1,51 @@
+"""What a host without room for one more thread, process or namespace is answered with."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sandboxd.threads import shortage, told_errno
+
+# In a program of its own, where no thread is idle yet: none can have a stack of that size.
+WITHOUT_THREADS = """
+import threading, trio
+from sandboxd.errors import Unavailable
+from sandboxd.threads import run_in_thread, run_in_thread_or_here
+threading.stack_size(1 << 46)
+try:
+    trio.run(run_in_thread, print, "never")
+except Unavailable as error:
+    print(error.kind)
+trio.run(run_in_thread_or_here, lambda: print("here"))
+"""
+
+
+def test_work_for_which_there_is_no_thread_is_refused_unless_it_has_to_be_done() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout == "no_processes\nhere\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "number", "making_namespaces", "kind"),
+    [
+        ("clone3", errno.EAGAIN, True, "no_processes"),
+        ("bwrap: Creating new namespace failed: Resource temporarily unavailable", None, False, "no_processes"),
+        ("clone3", errno.ENOSPC, True, "no_namespaces"),
+        ("cannot make a user namespace for ids from 7: No space left on device", None, True, "no_namespaces"),
+        ("bwrap: Creating new namespace failed: No space left on device", None, False, "no_namespaces"),
+        ("mount overlay", errno.ENOSPC, False, None),
+        ("bwrap: Can't create file: No space left on device", None, False, None),
+        ("bwrap: No such file or directory", errno.ENOENT, True, None),
+    ],
+)
+def test_what_was_lacking_is_said(said: str, number: int | None, making_namespaces: bool, kind: str | None) -> None:
+    found = shortage(said, number, making_namespaces=making_namespaces)
+    assert (found and found.kind) == kind
+
+
+def test_a_program_that_says_that_the_disk_is_full_is_understood() -> None:
+    assert told_errno(f"bwrap: Can't create file: {os.strerror(errno.ENOSPC)}") == errno.ENOSPC
+    assert told_errno("bwrap: No such file or directory") is None
