@@ -52,11 +52,11 @@ Argument = Annotated[str, StringConstraints(max_length=131_071), AfterValidator(
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Response(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class ErrorBody(Response):

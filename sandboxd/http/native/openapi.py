@@ -3,7 +3,7 @@
 import functools
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from quart.wrappers import Response
 
 from sandboxd import __version__
+from sandboxd.http.native import attribute_docs, fields
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.routes import Call, Route
 from sandboxd.http.streams import to_json
@@ -41,6 +42,9 @@ def describe(api: tuple[Route, ...]) -> dict[str, Any]:
     models = {model for route in api for model in (route.body, route.response) if model is not None} | {ErrorBody}
     ordered = sorted(models, key=lambda model: model.__name__)
     _, definitions = models_json_schema([(model, "validation") for model in ordered], ref_template=_REF)
+    for model in _kinds_of(fields.Request, fields.Response):
+        if model.__name__ in definitions["$defs"]:
+            attribute_docs.add_to(definitions["$defs"][model.__name__], model)
     paths: dict[str, dict[str, Any]] = {}
     for route in api:
         if route.streams != "websocket":
@@ -58,6 +62,13 @@ def describe(api: tuple[Route, ...]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _kinds_of(*models: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """These models, and all that are made of them."""
+    for model in models:
+        yield model
+        yield from _kinds_of(*model.__subclasses__())
 
 
 def _operation(route: Route) -> dict[str, Any]:
@@ -88,6 +99,7 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
     if route.query is None:
         return []
     schema = route.query.model_json_schema()
+    attribute_docs.add_to(schema, route.query)
     required = schema.get("required", [])
     return [
         {"name": name, "in": "query", "required": name in required, "schema": _inline(field, schema.get("$defs", {}))}

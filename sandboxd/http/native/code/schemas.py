@@ -116,7 +116,7 @@ class ResultView(Response):
     """One value in all its representations; png, jpeg and pdf are base64."""
 
     # A field cannot be called json: pydantic's models have a method of that name.
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)
 
     text: str | None = None
     html: str | None = None
