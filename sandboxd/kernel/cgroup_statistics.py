@@ -112,7 +112,7 @@ def read_statistics(cgroup: Path) -> CgroupStatistics:
 
 def read_memory_events(cgroup: Path) -> MemoryEvents | None:
     """The counters of memory.events; None without the memory controller."""
-    text = _read_optional(cgroup / "memory.events")
+    text = _read_optional(f"{cgroup}/memory.events")
     if text is None:
         return None
     counts = parse_flat(text)
@@ -166,7 +166,7 @@ def _read_number(path: Path) -> int | None:
     return None if text is None else int(text)
 
 
-def _read_optional(path: Path) -> str | None:
+def _read_optional(path: Path | str) -> str | None:
     try:
         # Unbuffered bytes: a command's memory.events is read twice, and what read_text() makes for it costs more.
         with open(path, "rb", buffering=0) as file:

@@ -199,8 +199,10 @@ class Sandboxes:
                 for resident in (*self.on_machine, *(self.on_found if found else ())):
                     entry.start_resident(resident, entry)
                 await self._watch_time(entry, until=lambda: entry.running is not running or running.ended())
+                if entry.doomed:
+                    nursery.cancel_scope.cancel("the sandbox is deleted")
                 # Those beside a machine that has ended have its last words to write down yet.
-                nursery.cancel_scope.deadline = trio.current_time() + (0.0 if entry.doomed else LAST_WORDS)
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
         finally:
             entry.residents = None
             entry.attended = trio.Event()

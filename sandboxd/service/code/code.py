@@ -42,9 +42,8 @@ from sandboxd.service.code.values import (
     RunError,
     RunEvent,
 )
-from sandboxd.service.commands.attached import init_errors
+from sandboxd.service.commands.attached import init_errors, oom_kills
 from sandboxd.service.entry import Entry
-from sandboxd.service.oom import kills_in
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class CodeRun:
         self._decoder = RunDecoder(limits)
         self._events: list[RunEvent] = []
         self._deadline = float("inf")
-        self._oom_before = _oom_kills(entry)
+        self._oom_before = oom_kills(entry)
         self.ended = False
 
     async def receive(self) -> RunEvent:
@@ -108,13 +107,9 @@ class CodeRun:
         return [self._with_reason(event) if isinstance(event, RunError) else event for event in events]
 
     def _with_reason(self, error: RunError) -> RunError:
-        if error.name != "KernelDied" or _oom_kills(self._entry) <= self._oom_before:
+        if error.name != "KernelDied" or oom_kills(self._entry) <= self._oom_before:
             return error
         return RunError(error.name, f"{error.value} (the sandbox ran out of memory)", error.traceback)
-
-
-def _oom_kills(entry: Entry) -> int:
-    return kills_in(entry.running.cgroup if entry.running else None) or 0
 
 
 def _still_there(entry: Entry) -> None:

@@ -32,6 +32,7 @@ from sandboxd.model import (
     TerminalSize,
 )
 from sandboxd.service.entry import Entry
+from sandboxd.service.oom import kills_in
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class RunningCommand:
         self._entry = entry
         self._init = init
         self._attachment = attachment
-        self._kills_before = oom_kills(entry)
+        self._kills_before = _counted_kills(entry)
         self._timed_out = False
         self._killed = trio.Event()
         self.exited: CommandExited | None = None
@@ -134,7 +135,8 @@ class RunningCommand:
                 return self.exited
 
     def _exited(self, message: Exited) -> CommandExited:
-        oom_killed = oom_kills(self._entry) > self._kills_before
+        before = self._kills_before
+        oom_killed = before is not None and (_counted_kills(self._entry) or 0) > before
         return command_exited(message, timed_out=self._timed_out, oom_killed=oom_killed)
 
 
@@ -284,11 +286,8 @@ def _refused(error: InitError) -> SandboxdError:
 
 def oom_kills(entry: Entry) -> int:
     """How many processes of the sandbox the kernel has killed for memory, as far as it counts them."""
-    cgroup = entry.running.cgroup if entry.running else None
-    if cgroup is None:
-        return 0
-    try:
-        events = cgroup.memory_events()
-    except OSError:  # the sandbox is going away
-        return 0
-    return events.oom_kill if events else 0
+    return _counted_kills(entry) or 0
+
+
+def _counted_kills(entry: Entry) -> int | None:
+    return kills_in(entry.running.cgroup if entry.running else None)
