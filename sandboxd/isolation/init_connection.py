@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -86,7 +86,7 @@ class Connection:
         while not self._frames:
             size = self._decoder.missing() if no_more else _RECEIVE_SIZE
             try:
-                data = await self._socket.recv(size)
+                data = await self._receive_some(size)
             except OSError as error:
                 raise InitGone("cannot receive from sandbox-init: the connection is closed") from error
             if not data:
@@ -94,6 +94,13 @@ class Connection:
             self._frames = self._decoder.feed(data)
             self._frames.reverse()
         return self._frames.pop()
+
+    async def _receive_some(self, size: int) -> bytes:
+        """Wait first: what is asked is never answered at once, and trying before costs as much as the wait."""
+        while True:
+            await trio.lowlevel.wait_readable(self._plain)
+            with suppress(BlockingIOError):
+                return self._plain.recv(size)
 
     async def receive_all(self) -> list[Frame]:
         """The frames that have arrived, at least one."""
