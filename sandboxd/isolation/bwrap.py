@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -219,8 +219,9 @@ async def _explained(sandbox: str, request: StartRequest, error: Pipe, failure: 
     if not isinstance(failure, OSError | ValueError | trio.TooSlowError | InitGone):
         return failure
     reason = await _said(error) or str(failure) or type(failure).__name__
+    facts: dict[str, Any] = {"errno": number} if (number := told_errno(reason)) else {}
     return shortage(reason, None, making_namespaces=False) or LaunchFailed(
-        f"cannot start sandbox {sandbox}: {reason}", errno=told_errno(reason), command=shlex.join(request.argv)
+        f"cannot start sandbox {sandbox}: {reason}", command=shlex.join(request.argv), **facts
     )
 
 
