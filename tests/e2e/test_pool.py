@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.kernel.loop import attached
-from tests.support import witnesses
+from tests.support import quotas, witnesses
 from tests.support.daemon import Daemon
 from tests.support.pool import (
     FILE_SYSTEMS,
@@ -115,6 +115,12 @@ def test_a_disk_limit_holds_or_is_refused(pooled: Daemon) -> None:
     answer = pooled.call("POST", SANDBOXES, {"limits": {"disk_bytes": LIMIT}})
     assert (answer.status, told["volume"]) == (422, "xfs")
     assert "no quotas for XFS" in answer.json["error"]
+
+
+def test_a_bound_on_disk_is_kept(host: Daemon) -> None:
+    init(host)
+    port = quotas.listen_with_bound(host, "disk", 3 * LIMIT)
+    quotas.a_bound_is_kept(host.start(), port, "disk", LIMIT)
 
 
 def test_a_full_pool_is_told_and_nothing_is_half_made(pooled: Daemon) -> None:
