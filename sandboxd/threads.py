@@ -15,6 +15,8 @@ Arguments = TypeVarTuple("Arguments")
 
 # What Python says of any failed clone(2) of a thread; it keeps no errno.
 _NO_THREAD = "can't start new thread"
+# None of them writes to a disk. open_tree(2) puts a copy of a mount into a namespace of its own.
+_NAMESPACE_MAKERS = ("clone3", "unshare", "open_tree", "namespace")
 
 
 async def run_in_thread(
@@ -52,14 +54,14 @@ def no_processes(verb: str) -> Unavailable:
     )
 
 
-def shortage(said: str, number: int | None, *, making_namespaces: bool) -> Unavailable | None:
+def shortage(said: str, number: int | None = None) -> Unavailable | None:
     """What a launch has found too little of: by the errno, or by what bwrap says, since it tells in no other way.
 
-    None if nothing, or if it is disk space. ENOSPC is said of a limit on namespaces too.
+    None if nothing, or if it is disk space. ENOSPC is what the kernel says of a limit on namespaces too.
     """
     if number == errno.EAGAIN or _says(said, errno.EAGAIN):
         return no_processes("start the sandbox")
-    if (number == errno.ENOSPC and making_namespaces) or ("namespace" in said and _says(said, errno.ENOSPC)):
+    if any(maker in said for maker in _NAMESPACE_MAKERS) and (number == errno.ENOSPC or _says(said, errno.ENOSPC)):
         return Unavailable(
             "cannot start the sandbox: no more namespaces can be made; delete sandboxes, or raise the limit that is "
             "reached: sysctl user.max_user_namespaces, user.max_mnt_namespaces, user.max_pid_namespaces, …",
@@ -74,4 +76,4 @@ def told_errno(said: str) -> int | None:
 
 
 def _says(said: str, number: int) -> bool:
-    return os.strerror(number) in said
+    return os.strerror(number) in said or errno.errorcode[number] in said

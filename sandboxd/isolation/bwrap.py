@@ -220,7 +220,7 @@ async def _explained(sandbox: str, request: StartRequest, error: Pipe, failure: 
         return failure
     reason = await _said(error) or str(failure) or type(failure).__name__
     facts: dict[str, Any] = {"errno": number} if (number := told_errno(reason)) else {}
-    return shortage(reason, None, making_namespaces=False) or LaunchFailed(
+    return shortage(reason) or LaunchFailed(
         f"cannot start sandbox {sandbox}: {reason}", command=shlex.join(request.argv), **facts
     )
 

@@ -61,7 +61,7 @@ class Launcher:
                     reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()), when_sent)
                 except OSError as error:
                     self.close()
-                    raise shortage("", error.errno, making_namespaces=False) or LaunchFailed(
+                    raise shortage("", error.errno) or LaunchFailed(
                         f"cannot reach the fork server: {error}"
                     ) from error
                 if not reply:
@@ -70,9 +70,7 @@ class Launcher:
         answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             said, number = answer["error"], answer.get("errno")
-            raise shortage(said, number, making_namespaces=op == "start") or LaunchFailed(
-                f"cannot start the sandbox: {said}", errno=number
-            )
+            raise shortage(said, number) or LaunchFailed(f"cannot start the sandbox: {said}", errno=number)
         return answer
 
     async def _exchange(self, message: bytes, descriptors: list[int], when_sent: Callable[[], None]) -> bytes:

@@ -135,6 +135,26 @@ def test_a_full_process_table(user_image_dir: Path) -> None:
         assert "Traceback" not in daemon.log
 
 
+def limit_namespaces(daemon: Daemon, name: str, most: int) -> None:
+    """Of those that may be made in the user namespace that an ordinary user's daemon lives in."""
+    script = f"echo {most} > /proc/sys/user/{name}"
+    ordinary_user.run(["nsenter", "-t", str(daemon.pid), "-U", "--preserve-credentials", "sh", "-c", script])
+
+
+def test_a_limit_on_namespaces_is_not_taken_for_a_full_disk(user_image_dir: Path) -> None:
+    """The kernel says ENOSPC of both."""
+    with running(daemon_as_user(user_image_dir)) as daemon:
+        for name in ("max_mnt_namespaces", "max_net_namespaces"):
+            wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+            limit_namespaces(daemon, name, 1)
+            answers = [daemon.call("POST", SANDBOXES) for _ in range(READY + 1)]
+            assert {answer.json["kind"] for answer in answers if answer.status != 201} == {"no_namespaces"}
+            assert {answer.status for answer in answers} <= {201, 503}
+            limit_namespaces(daemon, name, 100_000)
+            assert daemon.shell(daemon.create(), "echo well")["stdout"] == "well\n"
+        assert witnesses.disagreement(daemon) == {}
+
+
 def test_a_low_soft_limit_of_descriptors_does_not_bound_the_sandboxes(own_root_daemon: Daemon) -> None:
     """The usual 1024 would end at some 480 of them: the daemon raises its own limit as far as it may."""
     own_root_daemon.prefix = ("prlimit", "--nofile=128:4096", "--")
