@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sandboxd.threads import shortage, told_errno
 
+PACKAGE = Path(__file__).resolve().parents[1] / "sandboxd"
 # In a program of its own, where no thread is idle yet: none can have a stack of that size.
 WITHOUT_THREADS = """
 import threading, trio
@@ -50,3 +52,9 @@ def test_what_was_lacking_is_said(said: str, number: int | None, kind: str | Non
 def test_a_program_that_says_that_the_disk_is_full_is_understood() -> None:
     assert told_errno(f"bwrap: Can't create file: {os.strerror(errno.ENOSPC)}") == errno.ENOSPC
     assert told_errno("bwrap: No such file or directory") is None
+
+
+def test_the_daemon_asks_for_threads_here_only() -> None:
+    modules = [path for path in PACKAGE.rglob("*.py") if not {"cli", "client"} & set(path.relative_to(PACKAGE).parts)]
+    asking = [path.name for path in modules if "to_thread.run_sync(" in path.read_text()]
+    assert asking == ["threads.py"]

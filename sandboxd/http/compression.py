@@ -9,6 +9,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
 
 from sandboxd.errors import InvalidRequest
+from sandboxd.threads import run_in_thread
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _FASTEST: Final = 1
@@ -53,7 +54,7 @@ class Gzip:
         except StopAsyncIteration:
             self._ended = True
             return self._compressor.flush()
-        return await trio.to_thread.run_sync(self._compressor.compress, data, limiter=_limiter)
+        return await run_in_thread(self._compressor.compress, data, limiter=_limiter)
 
 
 class Gunzip:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import trio
 
 from sandboxd.errors import Conflict
 from sandboxd.kernel.cgroup_statistics import CgroupStatistics
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Limits
 from sandboxd.service.entry import Entry
+from sandboxd.threads import run_in_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class MetricsReader:
         """Of a paused one too. Raises: Conflict when it has no machine."""
         running = entry.require_machine()
         pid, cgroup = running.machine.pid, running.cgroup
-        statistics, totals, traffic = await trio.to_thread.run_sync(_gather, pid, cgroup)
+        statistics, totals, traffic = await run_in_thread(_gather, pid, cgroup)
         if entry.running is not running:
             raise Conflict(f"cannot measure sandbox {entry.sandbox.id}: it ended meanwhile")
         now, limits = time.time(), entry.sandbox.spec.limits

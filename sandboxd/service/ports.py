@@ -25,6 +25,7 @@ from sandboxd.kernel.listening import ListeningSocket, Process
 from sandboxd.model import Exposure
 from sandboxd.service.entry import Entry
 from sandboxd.store import Store
+from sandboxd.threads import run_in_thread
 
 TOKEN_PREFIX = "sbp_"
 
@@ -171,7 +172,7 @@ class Ports:
         """What listens inside, by port. Raises: Conflict, SandboxLost."""
         running = await entry.ready()
         try:
-            sockets, processes = await trio.to_thread.run_sync(_look, running.machine.pid)
+            sockets, processes = await run_in_thread(_look, running.machine.pid)
         except OSError as error:
             raise SandboxLost(f"cannot list the ports of sandbox {entry.sandbox.id}: it ended") from error
         if running.ended():  # then the pid may be another's by now

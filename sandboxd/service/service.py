@@ -30,6 +30,7 @@ from sandboxd.service.storage.transfer import SnapshotTransfer
 from sandboxd.service.storage.use import StorageUse, measure
 from sandboxd.service.watches.watches import Watches
 from sandboxd.store import Store
+from sandboxd.threads import run_in_thread
 
 # Which of CgroupTree.limits each limit of ours needs; the disk's are the volume's.
 _CONTROLLER = {
@@ -112,7 +113,7 @@ class Service:
         name = spec.image_name or self.config.sandbox.default_image
         image = self.images.get(name)
         if image.digest not in self._pinned:
-            await trio.to_thread.run_sync(self.images.pin, image.digest, self.config.state_dir)
+            await run_in_thread(self.images.pin, image.digest, self.config.state_dir)
             self._pinned.add(image.digest)
         filled = replace(
             spec,
@@ -171,7 +172,7 @@ class Service:
 
     async def storage_use(self) -> StorageUse:
         """Takes as long as looking at every file does."""
-        return await trio.to_thread.run_sync(self._measure, limiter=self._measuring)
+        return await run_in_thread(self._measure, limiter=self._measuring)
 
     def _measure(self) -> StorageUse:
         return measure(self.sandboxes.disk, self.snapshots.layers, self.sandboxes.all(), self.images.list())
@@ -181,9 +182,9 @@ class Service:
         digest = self.images.get(name).digest
         used = {entry.sandbox.spec.image for entry in self.sandboxes.entries()} | self.snapshots.layers.images()
         if digest not in used:
-            await trio.to_thread.run_sync(self.images.unpin, digest, self.config.state_dir)
+            await run_in_thread(self.images.unpin, digest, self.config.state_dir)
             self._pinned.discard(digest)
-        await trio.to_thread.run_sync(lambda: self.images.remove(name, in_use=used.__contains__))
+        await run_in_thread(lambda: self.images.remove(name, in_use=used.__contains__))
 
     @contextlib.asynccontextmanager
     async def command(self, sandbox: str, spec: CommandSpec) -> AsyncIterator[attached.RunningCommand]:
@@ -256,7 +257,7 @@ async def open_service(
     events = EventLog(store)
     keys = Keys(store)
     await keys.load()
-    images = await trio.to_thread.run_sync(lambda: ImageStore(config.image_dir, id_base=host.root_id))
+    images = await run_in_thread(lambda: ImageStore(config.image_dir, id_base=host.root_id))
     async with trio.open_nursery() as nursery:
         oom = OomWatch(events)
         layers = Layers(store, events, host.disk)

@@ -16,6 +16,7 @@ from sandboxd.model import CommandRecord, CommandSpec, OutputChunk, StreamName
 from sandboxd.service.commands.background import BackgroundCommands
 from sandboxd.service.commands.follower import Command
 from sandboxd.service.entry import Entry
+from sandboxd.threads import run_in_thread
 
 # `$0` is the shell that runs this: the best one the image has.
 LOGIN_SHELL = 'exec "$0" -l'
@@ -100,15 +101,15 @@ class Terminals:
                 await self._wait_for_output(entry, command)
         async with self._draining.setdefault(command, trio.Lock()):
             record = self._background.record(entry, command)  # before the read: of one that has ended, that reads all
-            start = await trio.to_thread.run_sync(_load_cursor, command.directory)
+            start = await run_in_thread(_load_cursor, command.directory)
             page = await self._background.logs.read(command.directory, start, limit=limit, stream=StreamName.STDOUT)
             if page.items:
-                await trio.to_thread.run_sync(_save_cursor, command.directory, page.next)
+                await run_in_thread(_save_cursor, command.directory, page.next)
         data = b"".join(item.data for item in page.items if isinstance(item, OutputChunk))
         return Drained(data, page.lost, record, more=not record.ended or len(data) >= limit)
 
     async def _wait_for_output(self, entry: Entry, command: Command) -> None:
-        start = await trio.to_thread.run_sync(_load_cursor, command.directory)
+        start = await run_in_thread(_load_cursor, command.directory)
         while True:
             changed, ended = command.changed, self._background.record(entry, command).ended
             _, offsets = await self._background.logs.end(command.directory)

@@ -31,6 +31,7 @@ from sandboxd.kernel.tarencode import TarEncoder
 from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge, EntryType, TarEntry, TarReader, show
 from sandboxd.kernel.zipencode import ZipEncoder
 from sandboxd.kernel.zipread import ZipReader
+from sandboxd.threads import run_in_thread
 
 MAX_ENTRIES: Final = 1_000_000
 PIECE: Final = 256 * 1024
@@ -109,7 +110,7 @@ class Packing:
         else:
             # Compressing more than a little would keep other tasks waiting.
             if isinstance(item, bytes) and isinstance(self._encoder, ZipEncoder) and len(item) > 8192:
-                self._pending += await trio.to_thread.run_sync(self._encoder.content, item, limiter=_compressors)
+                self._pending += await run_in_thread(self._encoder.content, item, limiter=_compressors)
             else:
                 self._take(item)
 
@@ -172,7 +173,7 @@ async def unpack_into(
     source, sink = _BodyFile(body), _Frames(writer)
     work = _unpack_zip if format_ is ArchiveFormat.ZIP else _unpack_tar
     with _archive_errors():
-        await trio.to_thread.run_sync(work, source, sink, spool, limiter=_limiter)
+        await run_in_thread(work, source, sink, spool, limiter=_limiter)
     done = await writer.finish()
     return Unpacked(done.count or 0, done.bytes or 0)
 

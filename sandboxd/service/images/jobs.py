@@ -12,6 +12,7 @@ import trio
 from sandboxd.errors import Unprocessable
 from sandboxd.model import Image
 from sandboxd.service.images.store import ImageStore
+from sandboxd.threads import run_in_thread
 
 # Building takes all the disk and processor it can get: one at a time, apart from every other kind of thread.
 _limiter = trio.CapacityLimiter(1)
@@ -31,7 +32,7 @@ async def import_archive(store: ImageStore, name: str, chunks: AsyncIterator[byt
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_pour, chunks, write_end)
         # Cancelled: the pipe closes, the archive ends too early, and the thread cleans up and returns.
-        await trio.to_thread.run_sync(unpack, limiter=_limiter)
+        await run_in_thread(unpack, limiter=_limiter)
         nursery.cancel_scope.cancel("the archive was read")
     return images[0]
 
