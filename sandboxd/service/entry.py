@@ -200,21 +200,23 @@ class Entry:
             raise self._refusal(name)
 
     def require_change(self, name: str, into: SandboxState) -> None:
-        """That its state allows what is about to be done. Raises: Conflict."""
+        """For an operation: that the state allows what it is about to do. Raises: Conflict."""
         if into not in TRANSITIONS[self.sandbox.state]:
-            raise self._refusal(name)
+            raise self._conflict(name)
 
     @property
     def shown_state(self) -> SandboxState:
         return SandboxState.DELETING if self.doomed else self.sandbox.state
 
     def _refusal(self, name: str) -> Conflict:
-        state, sandbox = self.shown_state, self.sandbox.id
         if self.under_way is None or self.doomed:
-            return Conflict(f"cannot {name} sandbox {sandbox}: it is {state}", state=state)
-        reason = f"the operation {self.under_way.name!r} is under way"
-        facts = {"state": state, "operation": self.under_way.name}
-        return Conflict(f"cannot {name} sandbox {sandbox}: it is {state}, {reason}", **facts)
+            return self._conflict(name)
+        operation = self.under_way.name
+        return self._conflict(name, f", the operation {operation!r} is under way", operation=operation)
+
+    def _conflict(self, name: str, reason: str = "", **facts: str) -> Conflict:
+        state = self.shown_state
+        return Conflict(f"cannot {name} sandbox {self.sandbox.id}: it is {state}{reason}", state=state, **facts)
 
 
 async def _reside(

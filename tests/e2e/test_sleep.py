@@ -71,6 +71,11 @@ def test_a_paused_sandbox_stands_still_and_goes_on_where_it_stood(daemon: Daemon
     assert daemon.events(sandbox) == ["created", "started", "paused", "resumed"]
 
 
+def test_a_change_that_is_refused_for_the_state_blames_no_operation(daemon: Daemon) -> None:
+    answer = change(daemon, daemon.create(), "resume")
+    assert (answer.status, answer.json["details"]) == (409, {"state": "running"})
+
+
 def test_what_needs_the_machine_is_refused_while_it_is_paused(daemon: Daemon) -> None:
     sandbox = daemon.create()
     changed(daemon, sandbox, "pause")
