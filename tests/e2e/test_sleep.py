@@ -10,7 +10,8 @@ from tests.support import witnesses
 from tests.support.daemon import Answer, Daemon
 from tests.support.waiting import wait_until
 
-TICKS = "(while echo tick >> ~/ticks; do sleep 0.02; done) > /dev/null 2>&1 &"
+# The file is there at once; the loop may not have run yet when the command that begins it has ended.
+TICKS = "touch ~/ticks; (while echo tick >> ~/ticks; do sleep 0.02; done) > /dev/null 2>&1 &"
 
 
 def change(daemon: Daemon, sandbox: str, verb: str, body: object = None) -> Answer:
