@@ -2,6 +2,7 @@
  * shutdown.c: see shutdown.h.
  */
 #include "shutdown.h"
+#include "commands.h"
 #include "reaper.h"
 #include "workers.h"
 
@@ -25,6 +26,15 @@ static void signal_all(int signo)
     }
     pid_t self = getpid();
     worker_signal_trees(&self, 1, signo);
+}
+
+/* An interactive shell ignores SIGTERM.  Its terminal's end is what ends it, and it passes that on to its jobs. */
+static void hang_up_terminals(void)
+{
+    struct failure ended;
+    for (const struct command *command = commands_first(); command != NULL; command = command->next)
+        if (command->terminal)
+            command_signal(command, SIGHUP, SCOPE_LEADER, &ended);
 }
 
 _Noreturn static void leave(void)
@@ -75,8 +85,10 @@ void shutdown_start(struct connection *connection, const struct request *request
     connections_stop_listening();
     connection_expect(connection, NULL);
     uint64_t grace = request->number[TAG_GRACE_MS];
-    if (grace > 0)
+    if (grace > 0) {
         signal_all(SIGTERM);
+        hang_up_terminals();
+    }
     timer_start(&deadline, grace, grace_over);
     reap_children(); /* there may be none */
 }

@@ -7,6 +7,7 @@
 #include "users.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -109,7 +110,16 @@ static int choose_directory(struct worker *worker, const struct request *request
     return 0;
 }
 
-_Noreturn static void run_worker(struct connection *connection, const struct request *request,
+/* One that stays has no end of its own: a shutdown's SIGTERM is one, or its grace would always be waited out. */
+static void end_with_the_rest(void)
+{
+    sigset_t asked;
+    sigemptyset(&asked);
+    sigaddset(&asked, SIGTERM);
+    sigprocmask(SIG_UNBLOCK, &asked, NULL);
+}
+
+_Noreturn static void run_worker(struct connection *connection, const struct request *request, bool stays,
                                  int (*run)(struct worker *, const struct request *, struct failure *))
 {
     /* The request's bytes lie in the connection's input, which this process has a copy of. */
@@ -118,6 +128,8 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     close_all_but(&worker.fd, 1);
     prctl(PR_SET_NAME, "worker", 0, 0, 0);
     set_nonblocking(worker.fd, false);
+    if (stays)
+        end_with_the_rest();
 
     struct failure failure = {0};
     if (change_user(&worker, request, &failure) < 0 || choose_directory(&worker, request, &failure) < 0 ||
@@ -140,7 +152,7 @@ void worker_start(struct connection *connection, const struct request *request, 
     }
     pid_t pid = fork();
     if (pid == 0)
-        run_worker(connection, request, run);
+        run_worker(connection, request, stays, run);
     if (pid < 0) {
         fail(&failure, errno, "resource", "cannot start a process for the operation");
         connection_fail(connection, &failure);

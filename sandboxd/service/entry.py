@@ -48,7 +48,7 @@ class Entry:
     running: RunningMachine | None = None
     """the live machine, frozen or not; None while there is none"""
     residents: trio.Nursery | None = None
-    """tasks beside the machine; opened and, when the machine has ended, cancelled by the supervisor"""
+    """tasks beside the machine; opened and, soon after the machine has ended, cancelled by the supervisor"""
     attended: trio.Event = field(default_factory=trio.Event)
     """set while `residents` is open"""
     under_way: Operation | None = None
@@ -127,7 +127,8 @@ class Entry:
         for what outlives the daemon, is begun again by `Sandboxes.on_found`.
         """
         self.require_machine()
-        assert self.residents is not None
+        if self.residents is None:
+            raise self._conflict("use", ", its machine has just ended")
         self.residents.start_soon(_reside, self.sandbox.id, task, arguments)
 
     @contextlib.asynccontextmanager

@@ -199,13 +199,14 @@ class Sandboxes:
                 for resident in (*self.on_machine, *(self.on_found if found else ())):
                     entry.start_resident(resident, entry)
                 await self._watch_time(entry, until=lambda: entry.running is not running or running.ended())
+                # The next machine is attended by a nursery of its own, not by what is left of this one.
+                _unattended(entry)
                 if entry.doomed:
                     nursery.cancel_scope.cancel("the sandbox is deleted")
                 # Those beside a machine that has ended have its last words to write down yet.
                 nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
         finally:
-            entry.residents = None
-            entry.attended = trio.Event()
+            _unattended(entry)
             self._oom.discard(running.cgroup)
         if not entry.doomed:
             # It may be an operation that ends it, and goes on to start another.
@@ -218,10 +219,14 @@ class Sandboxes:
         """Until that, or until it is to be deleted: because somebody asked, or because its time is over."""
         while not entry.doomed and not until():
             expiry = next_expiry(entry.sandbox, idle_since=entry.unused_since, instant=now())
-            if expiry is not None and expiry.remaining <= 0:
-                await self._expire(entry, expiry)
-                continue
-            with trio.move_on_after(CLOCK_CHECK if expiry is None else min(CLOCK_CHECK, expiry.remaining)):
+            patience = CLOCK_CHECK if expiry is None else min(CLOCK_CHECK, expiry.remaining)
+            if expiry is not None and patience <= 0:
+                if expiry.action is ExpiryAction.KILL or entry.under_way is None:
+                    await self._expire(entry, expiry)
+                    continue
+                # Not to be waited for in there: an operation may wait for us, to attend the machine that it has made.
+                patience = CLOCK_CHECK
+            with trio.move_on_after(patience):
                 await entry.changed.wait()
 
     async def _expire(self, entry: Entry, expiry: Expiry) -> None:
@@ -231,10 +236,8 @@ class Sandboxes:
             entry.ask_to_delete()
             return
         try:
-            async with entry.operation("expire", wait=True):
-                again = next_expiry(entry.sandbox, idle_since=entry.unused_since, instant=now())
-                if again is not None and again.remaining <= 0 and again.action is not ExpiryAction.KILL:
-                    await self.lifecycle.expire(entry, again)
+            async with entry.operation("expire"):
+                await self.lifecycle.expire(entry, expiry)
         except (SandboxdError, OSError) as failure:
             if not entry.doomed:
                 log.error(
@@ -503,6 +506,13 @@ async def _work(
         outcome.failure = _as_domain_error(failure, entry, name)
     finally:
         outcome.known.set()
+
+
+def _unattended(entry: Entry) -> None:
+    """Nobody begins anything beside its machine until the next one is attended, for which a start waits."""
+    if entry.residents is not None:
+        entry.residents = None
+        entry.attended = trio.Event()
 
 
 async def _wake_at_end(entry: Entry, running: RunningMachine) -> None:

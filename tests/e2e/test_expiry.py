@@ -46,6 +46,19 @@ def test_a_lifetime_that_was_used_up_is_given_again(daemon: Daemon) -> None:
     assert expiry_of(daemon, sandbox) == [("lifetime", "stop")] * 3
 
 
+def test_a_lifetime_that_ends_while_the_sandbox_is_started_stands_in_nobodys_way(daemon: Daemon) -> None:
+    """Whenever in between: the start is done, or refused since the end of its lifetime is just being recorded."""
+    sandbox = daemon.create(timeout_ms=3_600_000, on_timeout="stop")
+    for milliseconds in range(1, 25, 2):
+        changed(daemon, sandbox, "stop")
+        assert change(daemon, sandbox, "timeout", {"timeout_ms": milliseconds}).status == 200
+        answer = change(daemon, sandbox, "start")
+        assert answer.status in {200, 409}, answer.data
+        # A start gives it as much time again, which is soon over; whatever has come of it, it can be had back.
+        change(daemon, sandbox, "timeout", {"timeout_ms": 3_600_000})
+        wait_until(lambda: 200 in {change(daemon, sandbox, verb).status for verb in ("start", "pause")})
+
+
 def test_a_paused_sandbox_whose_lifetime_ends_is_killed_or_stopped_as_was_said(daemon: Daemon) -> None:
     doomed, stopped, paused = (
         daemon.create(timeout_ms=3_600_000, on_timeout=action) for action in ("kill", "stop", "pause")

@@ -113,9 +113,13 @@ def test_deletion_leaves_no_trace(daemon: Daemon) -> None:
     assert sandbox in witnesses.ask(daemon)["inits"]
     answer = daemon.call("DELETE", f"{SANDBOXES}/{sandbox}")
     assert (answer.status, answer.json) == (200, {"id": sandbox, "status": "deleted"})
+
+    def left() -> set[str]:
+        return {name for name, seen in witnesses.ask(daemon).items() if sandbox in seen}
+
     # At once, not in a while: what it wrote, and its empty cgroup, may still be on their way out.
-    left = {name for name, seen in witnesses.ask(daemon).items() if sandbox in seen}
-    assert left <= {"cgroups"}
+    assert left() <= {"cgroups", "files", "runtime"}
+    wait_until(lambda: not left())
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/metrics")):
         gone = daemon.call(method, f"{SANDBOXES}/{sandbox}{path}")
         assert (gone.status, gone.json["kind"]) == (404, "not_found")

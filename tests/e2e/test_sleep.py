@@ -141,6 +141,15 @@ def test_stopping_lets_processes_end_in_good_order_unless_it_is_to_be_at_once(da
         assert daemon.shell(sandbox, "cat ~/bye")["stdout"] == said
 
 
+def test_an_interactive_shell_ends_with_its_terminal_though_it_ignores_sigterm(daemon: Daemon) -> None:
+    sandbox = daemon.create()
+    pty = daemon.call("POST", f"{SANDBOXES}/{sandbox}/pty", {"cmd": "bash --norc -i"}).json["pty_id"]
+    output = f"{SANDBOXES}/{sandbox}/pty/{pty}/output"
+    wait_until(lambda: daemon.call("POST", output).json["data_b64"] != "")  # its prompt: it is set up
+    # The call, which waits for a minute, does not meet the grace.
+    assert changed(daemon, sandbox, "stop", {"grace_ms": 600_000}) == "stopped"
+
+
 def test_what_ignores_the_request_to_end_is_killed_after_the_grace(daemon: Daemon) -> None:
     sandbox = stubborn(daemon)
     assert changed(daemon, sandbox, "stop", {"grace_ms": 50}) == "stopped"

@@ -122,7 +122,11 @@ class BackgroundCommands:
         await self._store.save_command(command.record)
         crash_point("command:recorded")
         book[command.record.id] = command
-        entry.start_resident(self._follower.start, entry, command, spec)
+        try:
+            entry.start_resident(self._follower.start, entry, command, spec)
+        except Conflict:
+            await self._remove(entry, book, [command])
+            raise
         await command.decided.wait()
         if command.record.status is CommandStatus.STARTING:
             await self._remove(entry, book, [command])

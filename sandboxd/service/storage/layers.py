@@ -6,6 +6,7 @@ of sandboxes, and from what is being made of it at this moment (`held`). A layer
 
 import contextlib
 import logging
+import math
 import secrets
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_DEPTH = 8
 # Layers that nothing needs any more go together.
 COLLECT_DELAY = 0.2
+COLLECT_RETRY = 5.0
 
 
 class Layers:
@@ -44,6 +46,8 @@ class Layers:
         self._layers: dict[str, Layer] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._held: Counter[str] = Counter()
+        self._forgotten: list[str] = []
+        """layers that have no record any more, but files"""
         self._changed = trio.Event()
         self.sandboxes: Callable[[], Iterable[Sandbox]] = tuple
         """whoever may stand on a layer"""
@@ -238,24 +242,27 @@ class Layers:
             try:
                 await self.collect()
                 await self._measure_one()
+                patience = math.inf
             except (SandboxdError, OSError) as failure:
-                log.error("cannot tidy up the layers: %s", failure)
-            await self._changed.wait()
+                log.error("cannot tidy up the layers yet: %s", failure)
+                patience = COLLECT_RETRY
+            with trio.move_on_after(patience):
+                await self._changed.wait()
             await trio.sleep(COLLECT_DELAY)
 
     async def collect(self) -> list[Layer]:
         """Remove the layers that nothing refers to; returns them."""
         unused = self.unused()
-        if not unused:
-            return []
-        await self._store.forget_layers([layer.id for layer in unused])
-        for layer in unused:
-            self._layers.pop(layer.id, None)
-        crash_point("layer:forgotten")
-        await self.sync()
-        for layer in unused:
-            self.files.discard(layer.id)
-        self.on_discarded()
+        if unused:
+            await self._store.forget_layers([layer.id for layer in unused])
+            self._forgotten += [layer.id for layer in unused if self._layers.pop(layer.id, None)]
+        if self._forgotten:
+            crash_point("layer:forgotten")
+            await self.sync()
+            while self._forgotten:
+                self.files.discard(self._forgotten[-1])
+                self._forgotten.pop()
+            self.on_discarded()
         return unused
 
     def unused(self) -> list[Layer]:

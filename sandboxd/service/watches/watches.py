@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import trio
 
 from sandboxd.errors import NotFound, SandboxdError, SandboxLost, TooManyRequests, Unprocessable
+from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.init_client import InitError, InitGone
 from sandboxd.isolation.wire import WireError
 from sandboxd.model import (
@@ -257,8 +258,9 @@ class Watches:
             await trio.sleep(left if left > 0 else self._idle_limit)
 
     async def _follow(self, entry: Entry, watch: Watch) -> None:
-        """Until the directory is gone. What watches inside can be killed there: then it is begun again."""
-        while not watch.queue.ended and watch.failure is None:
+        """Until the directory or the machine is gone. What watches inside can be killed there: it is begun again."""
+        machine = entry.require_machine()
+        while not watch.queue.ended and watch.failure is None and _lives(entry, machine):
             try:
                 await self._follow_once(entry, watch)
             except InitError as error:
@@ -271,8 +273,12 @@ class Watches:
             except (InitGone, WireError) as error:
                 log.info("sandbox %s: watch %s is begun again: %s", entry.sandbox.id, watch.id, error)
             if watch.failure is None and not watch.queue.ended:
-                await trio.sleep(BEGIN_AGAIN_AFTER)
+                with trio.move_on_after(BEGIN_AGAIN_AFTER):
+                    while _lives(entry, machine):
+                        await entry.changed.wait()
         watch.begun.set()
+        if not _lives(entry, machine):
+            watch.scope.cancel("the next machine has a task of its own")
 
     async def _follow_once(self, entry: Entry, watch: Watch) -> None:
         spec = watch.spec
@@ -291,6 +297,10 @@ class Watches:
             finally:
                 watch.intake = None
         watch.end()
+
+
+def _lives(entry: Entry, machine: RunningMachine) -> bool:
+    return entry.running is machine and not machine.ended()
 
 
 def _end_with(entry: Entry, watch: Watch) -> None:
