@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sandboxd.config import default_image_dir
-from sandboxd.service.slots import READY
 from tests.support import census, ordinary_user, witnesses
 from tests.support.daemon import Daemon, running
 from tests.support.waiting import wait_until
@@ -92,7 +91,7 @@ def warm(daemon: Daemon) -> Daemon:
     sandbox = daemon.create()
     daemon.shell(sandbox, "true")
     daemon.delete(sandbox)
-    wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+    wait_until(lambda: witnesses.has_its_slots(daemon))
     assert witnesses.disagreement(daemon) == {}
     daemon.at_rest = census.descriptors(daemon.pid)
     return daemon
@@ -106,7 +105,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     every witness agrees that there is nothing.
     """
     shared: Daemon = request.getfixturevalue(request.param)
-    wait_until(lambda: len(witnesses.slots(shared)) == READY)  # each takes a few descriptors
+    wait_until(lambda: witnesses.has_its_slots(shared))  # each takes a few descriptors
     before = census.descriptors(shared.pid)
     yield shared
     assert shared.alive, shared.log

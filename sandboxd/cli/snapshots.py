@@ -182,15 +182,16 @@ def import_snapshot(file: str, name: str | None, as_json: bool) -> None:
 @json_option
 def clone(sandbox: str, count: int, name: str | None, timeout: int | None, as_json: bool) -> None:
     """Make sandboxes that begin with the files of this one, and print their ids."""
-    made, errors = with_client(lambda client: client.clone(sandbox, count=count, name=name, timeout_ms=timeout))
+    clones = with_client(lambda client: client.clone(sandbox, count=count, name=name, timeout_ms=timeout))
     if as_json:
-        print_json([each.raw for each in made])
+        print_json([each.raw for each in clones.sandboxes])
     else:
-        for each in made:
+        for each in clones.sandboxes:
             click.echo(each.id)
-    for error in errors:
+        _tell_cost(clones.cost)
+    for error in clones.errors:
         click.echo(f"sandboxctl: {error}", err=True)
-    sys.exit(1 if errors else 0)
+    sys.exit(1 if clones.errors else 0)
 
 
 @click.command()

@@ -68,5 +68,6 @@ from sandboxd.client.ptys import PtyAttachment as PtyAttachment
 from sandboxd.client.ptys import PtyEvent as PtyEvent
 from sandboxd.client.ptys import Refused as Refused
 from sandboxd.client.ptys import Writer as Writer
+from sandboxd.client.snapshots import Clones as Clones
 from sandboxd.client.snapshots import Snapshot as Snapshot
 from sandboxd.client.snapshots import Storage as Storage

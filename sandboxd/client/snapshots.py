@@ -33,6 +33,15 @@ class Snapshot(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clones:
+    sandboxes: tuple[Sandbox, ...]
+    errors: tuple[str, ...]
+    """why others could not be made"""
+    cost: Json
+    """`frozen_ms`, `copied_bytes`, `shared_bytes` of copying the files, once for all of them"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Storage(Model):
     volume: str
     """plain, or the file system of the pool: btrfs, xfs"""
@@ -82,11 +91,15 @@ class SnapshotMethods(Caller):
 
     async def clone(
         self, sandbox: str, *, count: int = 1, name: str | None = None, timeout_ms: int | None = None
-    ) -> tuple[list[Sandbox], list[str]]:
-        """Sandboxes that begin with the files this one has now, and why others could not be made."""
+    ) -> Clones:
+        """Sandboxes that begin with the files this one has now."""
         wish = given(count=count, name=name, timeout_ms=timeout_ms)
         answer = await self._call("POST", sandbox_path(sandbox, "clone"), wish)
-        return [Sandbox.read(raw) for raw in answer["sandboxes"]], [each["error"] for each in answer["errors"]]
+        return Clones(
+            sandboxes=tuple(Sandbox.read(raw) for raw in answer["sandboxes"]),
+            errors=tuple(each["error"] for each in answer["errors"]),
+            cost=answer.get("cost", {}),
+        )
 
     async def restore(self, sandbox: str, snapshot: str) -> Sandbox:
         """Put its files back to the snapshot; it runs afterwards if it ran."""

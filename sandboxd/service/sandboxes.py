@@ -85,7 +85,7 @@ class Sandboxes:
         self._discarded = trio.Event()
         self._slots = Slots(host)
         self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
-        """residents to begin beside each machine of an earlier daemon that was found running"""
+        """residents to begin beside the first machine of each sandbox that an earlier daemon made"""
         self.on_machine: list[Callable[[Entry], Awaitable[None]]] = []
         """residents to begin beside every machine"""
 

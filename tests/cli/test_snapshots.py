@@ -28,6 +28,7 @@ def test_snapshots_from_the_command_line(daemon: Daemon, tmp_path: Path) -> None
     told = ctl.run("snapshot", "create", "work", "--name", "third")
     copied = ctl.json("snapshot", "inspect", "third")["cost"]["copied_bytes"]
     assert (b"were copied, the sandbox stood still for" in told.stderr) is (copied > 0)
+    assert (b"were copied, the sandbox stood still for" in ctl.run("clone", "work").stderr) is (copied > 0)
     ctl.text("snapshot", "rm", "third")
     assert "layers" in ctl.text("storage")
     assert ctl.json("storage")["volume"] == "plain"

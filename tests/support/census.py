@@ -157,14 +157,18 @@ def _cgroups() -> Iterator[str]:
 
 def descriptors(pid: int | str) -> Counter[str]:
     """A process's open files, counted by what they are."""
-    return Counter(_descriptors(pid))
+    # Numbers in names (socket:[123]) differ from one to the next; what counts is how many there are of a kind.
+    return Counter(target.partition(":[")[0] if ":[" in target else target for target in _descriptors(pid))
+
+
+def pidfds(pid: int) -> int:
+    """How many processes it holds."""
+    return sum("pidfd" in target for target in _descriptors(pid))
 
 
 def _descriptors(pid: int | str) -> Iterator[str]:
     for entry in os.listdir(f"/proc/{pid}/fd"):
         try:
-            target = os.readlink(f"/proc/{pid}/fd/{entry}")
+            yield os.readlink(f"/proc/{pid}/fd/{entry}")
         except OSError:
             continue
-        # Numbers in names (socket:[123]) differ from one to the next; what counts is how many there are of a kind.
-        yield target.partition(":[")[0] if ":[" in target else target

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroup_tree import discover_cgroups
+from sandboxd.service.slots import READY
 from tests.support import census
 from tests.support.daemon import Daemon
 
@@ -44,6 +45,11 @@ def ask(daemon: Daemon) -> Sets:
 def slots(daemon: Daemon) -> frozenset[str]:
     """The ids of the slots that it keeps."""
     return census.waiting(each for each in census.processes() if each.daemon == str(daemon.root))
+
+
+def has_its_slots(daemon: Daemon) -> bool:
+    """All of them, for a daemon without sandboxes: the last is its own when it holds both of its processes."""
+    return len(slots(daemon)) == READY and census.pidfds(daemon.pid) >= 2 * READY
 
 
 def init_of(sandbox: str) -> int:

@@ -79,17 +79,18 @@ class BackgroundCommands:
     async def load(self) -> None:
         """Read what earlier daemons recorded; before any sandbox is found again."""
         for record in await self._store.commands():
-            self._loaded.setdefault(record.sandbox, {})[record.id] = self._command(record)
+            command = self._command(record, inherited=True)
+            self._loaded.setdefault(record.sandbox, {})[record.id] = command
 
     async def resume(self, entry: Entry) -> None:
-        """A resident of a machine that an earlier daemon started: follow again what runs, settle what does not.
+        """A resident of a sandbox's first machine under this daemon: follow again what runs, settle what does not.
 
-        Of one that is paused, once it goes on.
+        Of one that is paused, once it goes on. Only of what was started before: clients are starting more already.
         """
         with init_errors(entry):
             listed = {_label(item): item for item in await machine(entry).init.commands() if item.label}
         book = self._book(entry)
-        for command in [command for command in book.values() if not command.record.ended]:
+        for command in [command for command in book.values() if command.inherited and not command.record.ended]:
             if (found := listed.get(command.record.id)) is not None:
                 entry.start_resident(self._follower.resume, entry, command, found)
             else:
@@ -97,7 +98,7 @@ class BackgroundCommands:
         for label, item in listed.items():
             if item.state is CommandState.ENDED and _OURS.fullmatch(label) and _is_done_with(book.get(label)):
                 await release(entry, item.command)
-        await self.logs.remove_others(self._disk.paths(entry.sandbox.id).commands, frozenset(book))
+        await self.logs.remove_others(self._disk.paths(entry.sandbox.id).commands, book)
 
     async def _settle_missing(self, book: dict[str, Command], command: Command) -> None:
         """sandbox-init knows nothing of it: it never started, or its machine is gone."""
@@ -300,8 +301,8 @@ class BackgroundCommands:
             book = self._of[entry] = self._loaded.pop(entry.sandbox.id, {})
         return book
 
-    def _command(self, record: CommandRecord) -> Command:
-        return Command(record, self._disk.paths(record.sandbox).commands / record.id)
+    def _command(self, record: CommandRecord, *, inherited: bool = False) -> Command:
+        return Command(record, self._disk.paths(record.sandbox).commands / record.id, inherited=inherited)
 
 
 def _label(item: Listed) -> str:

@@ -1,7 +1,7 @@
 """The logs of commands, read and removed in threads of their own, apart from those that start processes."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,8 @@ class LogFiles:
     async def remove(self, directory: Path) -> None:
         await run_in_thread(_remove, directory, limiter=self.threads)
 
-    async def remove_others(self, directory: Path, known: frozenset[str]) -> None:
-        """Logs of commands that were forgotten by a daemon that got no further."""
+    async def remove_others(self, directory: Path, known: Container[str]) -> None:
+        """Logs of commands that were forgotten by a daemon that got no further. `known` may grow meanwhile."""
         await run_in_thread(_remove_others, directory, known, limiter=self.threads)
 
 
@@ -46,10 +46,11 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _remove_others(directory: Path, known: frozenset[str]) -> None:
+def _remove_others(directory: Path, known: Container[str]) -> None:
     try:
         names = {path.name for path in directory.iterdir()}
     except FileNotFoundError:
         return
-    for name in names - known:
-        _remove(directory / name)
+    for name in names:
+        if name not in known:
+            _remove(directory / name)

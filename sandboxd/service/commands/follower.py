@@ -55,8 +55,10 @@ KILL_RETRY = 1.0
 class Command:
     """One background command, as its clients share it. Its follower changes it; everyone else reads."""
 
-    def __init__(self, record: CommandRecord, directory: Path) -> None:
+    def __init__(self, record: CommandRecord, directory: Path, *, inherited: bool = False) -> None:
         self.record = record
+        self.inherited = inherited
+        """an earlier daemon has started it"""
         self.directory = directory
         """of its log"""
         self.followed = False
