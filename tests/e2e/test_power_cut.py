@@ -28,7 +28,8 @@ def cut(daemon: Daemon) -> None:
     known = frozenset(os.listdir(daemon.runtime / "sandboxes"))
     daemon.kill()
     for pid in list(marked_processes(known)):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a slot ends by itself when its daemon does
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not list(marked_processes(known)))
     for path in (daemon.runtime / "sandboxes").iterdir():
         shutil.rmtree(path)
