@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple, Unpack
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
@@ -26,12 +26,8 @@ async def run_in_thread(
     abandon_on_cancel: bool = False,
 ) -> T:
     """As trio.to_thread.run_sync. Raises also: Unavailable when the process table is full."""
-    try:
+    with _as_unavailable("do this"):
         return await trio.to_thread.run_sync(work, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
-    except RuntimeError as error:
-        if str(error) != _NO_THREAD:
-            raise
-        raise no_processes("do this") from error
 
 
 async def run_in_thread_or_here(work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
@@ -43,6 +39,25 @@ async def run_in_thread_or_here(work: Callable[[], T], *, limiter: trio.Capacity
             raise
     async with limiter or contextlib.nullcontext():
         return work()
+
+
+async def open_process(command: Sequence[str], *, verb: str, **options: Any) -> trio.Process:
+    """As trio.lowlevel.open_process. `verb`: what cannot be done without. Raises also: Unavailable."""
+    try:
+        with _as_unavailable(verb):  # trio forks in a thread
+            return await trio.lowlevel.open_process(command, **options)
+    except BlockingIOError as error:
+        raise no_processes(verb) from error
+
+
+@contextlib.contextmanager
+def _as_unavailable(verb: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        raise no_processes(verb) from error
 
 
 def no_processes(verb: str) -> Unavailable:

@@ -25,6 +25,28 @@ trio.run(run_in_thread_or_here, lambda: print("here"))
 """
 
 
+# Root may always make one more.
+WITHOUT_PROCESSES = """
+import os, resource, trio
+from sandboxd.errors import Unavailable
+from sandboxd.threads import open_process
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+async def main():
+    await open_process(["true"], verb="build it")
+try:
+    trio.run(main)
+except Unavailable as error:
+    print(error.status, error.kind, error.message.partition(":")[0])
+"""
+
+
+def test_a_program_for_which_there_is_no_process_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PROCESSES], capture_output=True, text=True, check=True)
+    assert done.stdout == "503 no_processes cannot build it\n"
+
+
 def test_work_for_which_there_is_no_thread_is_refused_unless_it_has_to_be_done() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True, check=True)
     assert done.stdout == "no_processes\nhere\n"

@@ -11,13 +11,20 @@ from typing import Any
 
 import trio
 
-from sandboxd.errors import LaunchFailed
+from sandboxd.errors import LaunchFailed, Unavailable
 from sandboxd.isolation.pipes import Gate
 from sandboxd.isolation.plan import AssembleRequest, StartRequest
 from sandboxd.threads import shortage
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MAX_REPLY = 64 * 1024
+
+
+def _lost(what: str) -> Unavailable:
+    return Unavailable(
+        f"cannot start the sandbox: the fork server, which starts them, is lost ({what}); try again, with a new one",
+        kind="fork_server_lost",
+    )
 
 
 def _nothing() -> None:
@@ -28,7 +35,7 @@ class Launcher:
     """Owns: the fork server process and the socket to it. Made anew if it dies.
 
     Cancelled: a request that was sent is always read to its reply (it takes about a millisecond), so request and
-    reply never go out of step. Raises: LaunchFailed.
+    reply never go out of step. Raises: LaunchFailed, Unavailable.
     """
 
     def __init__(self) -> None:
@@ -61,12 +68,10 @@ class Launcher:
                     reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()), when_sent)
                 except OSError as error:
                     self.close()
-                    raise shortage("", error.errno) or LaunchFailed(
-                        f"cannot reach the fork server: {error}"
-                    ) from error
+                    raise shortage("", error.errno) or _lost(str(error)) from error
                 if not reply:
                     self.close()
-                    raise LaunchFailed("cannot start the sandbox: the fork server died, try again")
+                    raise _lost("it died")
         answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             said, number = answer["error"], answer.get("errno")

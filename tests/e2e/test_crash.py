@@ -333,7 +333,7 @@ def test_sigkill_of_the_fork_server_costs_no_sandbox_and_it_is_made_anew(survivo
     # At most the one creation that finds it dead fails, and says what to do.
     answer = daemon.call("POST", SANDBOXES)
     if answer.status != 201:
-        assert (answer.status, answer.json["kind"]) == (500, "launch_failed")
+        assert (answer.status, answer.json["kind"]) == (503, "fork_server_lost")
     assert daemon.shell(daemon.create(), "echo well")["stdout"] == "well\n"
     assert_survived(survivor)
     assert witnesses.disagreement(daemon) == {}

@@ -78,7 +78,7 @@ def test_sigkill_of_the_fork_server_while_a_start_is_under_way(own_daemon: Daemo
     fork_server = witnesses.fork_server_of(daemon)
     with stopped(fork_server), under_way(daemon, sandbox, "start", None, "starting") as answer:
         os.kill(fork_server, signal.SIGKILL)
-        assert answer.result().json["kind"] == "launch_failed"
+        assert (answer.result().status, answer.result().json["kind"]) == (503, "fork_server_lost")
     assert daemon.view(sandbox)["status"] == "stopped"
     assert changed(daemon, sandbox, "start") == "running"
     assert_whole(daemon, sandbox)

@@ -12,7 +12,7 @@ import trio
 from sandboxd.errors import Unprocessable
 from sandboxd.model import Image
 from sandboxd.service.images.store import ImageStore
-from sandboxd.threads import run_in_thread
+from sandboxd.threads import open_process, run_in_thread
 
 # Building takes all the disk and processor it can get: one at a time, apart from every other kind of thread.
 _limiter = trio.CapacityLimiter(1)
@@ -47,13 +47,17 @@ async def _pour(chunks: AsyncIterator[bytes], write_end: int) -> None:
 
 
 async def build(image_dir: Path, name: str, *, rebuild: bool) -> AsyncGenerator[str, None]:
-    """Lines for people, as the build goes on. Closed early, the build ends. Raises: Unprocessable when it fails."""
+    """Lines for people, as the build goes on. Closed early, the build ends.
+
+    Raises: Unprocessable when it fails, Unavailable when there is no process for it.
+    """
     command = [sys.executable, "-m", "sandboxd.service.images.build", name, "--image-dir", str(image_dir)]
     if rebuild:
         command.append("--rebuild")
     async with _limiter:
-        process = await trio.lowlevel.open_process(
+        process = await open_process(
             command,
+            verb="build the image",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

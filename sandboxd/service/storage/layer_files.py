@@ -66,16 +66,20 @@ class LayerFiles:
         return new, cost
 
     def seal(self, new: Path, layer: str) -> None:
-        """Bring it to the disk, then give it its name."""
+        """Bring it to the disk, then give it its name, which is on the disk too before a record names it."""
         self.settle()
         crash_point("layer:copied")
         new.rename(self.tree(layer))
+        self._on_directory(os.fsync)
 
     def settle(self) -> None:
         """Write everything on the volume to its disk."""
+        self._on_directory(syscalls.syncfs)
+
+    def _on_directory(self, synchronize: Callable[[int], None]) -> None:
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            syscalls.syncfs(directory)
+            synchronize(directory)
         finally:
             os.close(directory)
 

@@ -28,7 +28,7 @@ from sandboxd.kernel.treeclone import OPAQUE
 from sandboxd.model import EMPTY, Image, SandboxSpec, Snapshot
 from sandboxd.service.storage.layers import Layers
 from sandboxd.service.storage.volume import opened
-from sandboxd.threads import no_processes, run_in_thread
+from sandboxd.threads import open_process, run_in_thread
 
 _FORMAT: Final = 1
 _CHUNK: Final = 1 << 18
@@ -205,15 +205,13 @@ class SnapshotTransfer:
 async def _packing(place: Path, tree: Path) -> AsyncIterator[AsyncIterator[bytes]]:
     """The head, tar's output, and the checksum behind it. A sealed tree does not change under tar."""
     async with await trio.open_file(place / _HEAD, "rb") as head:
-        try:
-            process = await trio.lowlevel.open_process(
-                [*PACK, "--directory", str(tree), f"--files-from={place / _NAMES}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        except BlockingIOError as error:
-            raise no_processes("export the snapshot") from error
+        process = await open_process(
+            [*PACK, "--directory", str(tree), f"--files-from={place / _NAMES}"],
+            verb="export the snapshot",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             yield _summed(head, process)
         finally:
