@@ -15,6 +15,17 @@ from tests.support.waiting import wait_until
 
 census.mark_this_run()
 
+if "SANDBOXD_UML" not in os.environ:  # an import takes long in there, and no test there asks for examples
+    # A stall of the machine is no failure, and what examples a run tries is no matter of chance: the same ones every
+    # time. `--hypothesis-profile=explore` looks for new ones.
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True, derandomize=False
+    )
+    settings.register_profile("steady", settings.get_profile("explore"), derandomize=True, database=None)
+    settings.load_profile("steady")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

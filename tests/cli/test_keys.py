@@ -1,7 +1,5 @@
 """key and TCP: a key lets in, until it is revoked."""
 
-import socket
-
 import pytest
 
 from tests.cli.support import Ctl
@@ -11,9 +9,7 @@ from tests.support.daemon import Daemon
 @pytest.fixture
 def tcp_url(own_root_daemon: Daemon) -> str:
     """A daemon that also listens on TCP."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = own_root_daemon.reserve_port()
     own_root_daemon.options = ("--listen", f"unix:{own_root_daemon.socket}", "--listen", f"tcp:127.0.0.1:{port}")
     own_root_daemon.start()
     return f"http://127.0.0.1:{port}"

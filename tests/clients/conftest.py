@@ -1,7 +1,6 @@
 """For tests that drive the daemon through other people's clients, unmodified: over TCP, with a key."""
 
 import dataclasses
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,7 @@ class Access:
 
 
 def listening_on_tcp(daemon: Daemon) -> Daemon:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    addresses = ("--listen", f"unix:{daemon.socket}", "--listen", f"tcp:127.0.0.1:{port}")
+    addresses = ("--listen", f"unix:{daemon.socket}", "--listen", f"tcp:127.0.0.1:{daemon.reserve_port()}")
     return dataclasses.replace(daemon, options=(*daemon.options, *addresses))
 
 

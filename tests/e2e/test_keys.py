@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,20 +15,30 @@ from tests.conftest import daemon_as_root
 from tests.support.daemon import Answer, Daemon, running
 
 
-@pytest.fixture(scope="module")
-def port() -> int:
-    """Free a moment ago: bound once, so that the kernel gives it to nobody else soon."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def tcp_daemon(image_dir: Any, port: int) -> Iterator[Daemon]:
-    """A daemon with both a TCP and a Unix listener."""
-    daemon = daemon_as_root(image_dir)
+def listening_on_tcp(daemon: Daemon) -> int:
+    """Have a daemon that is not started yet listen on TCP too; the port."""
+    port = daemon.reserve_port()
     daemon.options = ("--listen", f"tcp:127.0.0.1:{port}", "--listen", f"unix:{daemon.socket}")
+    return port
+
+
+@pytest.fixture(scope="module")
+def daemon_and_port(image_dir: Any) -> Iterator[tuple[Daemon, int]]:
+    daemon = daemon_as_root(image_dir)
+    port = listening_on_tcp(daemon)
     with running(daemon):
-        yield daemon
+        yield daemon, port
+
+
+@pytest.fixture(scope="module")
+def tcp_daemon(daemon_and_port: tuple[Daemon, int]) -> Daemon:
+    """A daemon with both a TCP and a Unix listener."""
+    return daemon_and_port[0]
+
+
+@pytest.fixture(scope="module")
+def port(daemon_and_port: tuple[Daemon, int]) -> int:
+    return daemon_and_port[1]
 
 
 def tcp(port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}) -> Answer:
@@ -128,9 +137,7 @@ def test_keys_are_listed_without_their_secrets_and_kept_as_hashes(tcp_daemon: Da
 
 def test_keys_outlive_the_daemon(own_root_daemon: Daemon) -> None:
     daemon = own_root_daemon
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        own_port = probe.getsockname()[1]
-    daemon.options = ("--listen", f"tcp:127.0.0.1:{own_port}", "--listen", f"unix:{daemon.socket}")
+    own_port = listening_on_tcp(daemon)
     daemon.start()
     secret = new_key(daemon, "admin")["key"]
     daemon.kill()

@@ -1,4 +1,9 @@
-"""Real servers on real Unix sockets, and small clients that say exactly what goes over the wire."""
+"""Real servers on real Unix sockets, and small clients that say exactly what goes over the wire.
+
+Server and client share one event loop, and what one writes to a Unix socket the other can read at once. So nothing is
+under way while all tasks wait, and a test about time takes `autojump_clock`: its clock moves only then, whatever the
+machine does meanwhile. Not over TCP, whose packets the kernel may deliver a little later.
+"""
 
 import socket
 import tempfile
@@ -20,9 +25,7 @@ from hypercorn.config import Config
 
 from sandboxd.http.listeners import TcpAddress, UnixAddress, bind
 from sandboxd.http.serving import Server, ServingLimits
-
-# Nothing in these tests takes longer on a healthy machine; a loaded one is given ten times what it needs.
-PATIENCE = 15.0
+from tests.support.waiting import PATIENCE
 
 
 @dataclass
@@ -117,7 +120,7 @@ async def is_serving(served: Served) -> bool:
     if served.ended.is_set():
         return False
     try:
-        with trio.move_on_after(5):
+        with trio.move_on_after(PATIENCE):
             return b" 200 " in await exchange(served, b"GET /ok HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     except (OSError, trio.BrokenResourceError):
         pass

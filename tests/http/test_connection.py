@@ -11,6 +11,7 @@ from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import InvalidRequest, TooLarge
 from sandboxd.http.connection import SandboxdApp, raw_path_segments, read_body
+from sandboxd.http.serving import ServingLimits
 from tests.http.support import PATIENCE, client, exchange, is_serving, serving
 
 MIB = 2**20
@@ -138,7 +139,7 @@ async def test_little_too_much_is_refused_and_the_connection_lives_on(app):
         assert (await http.request("GET", "/ok"))[0].status_code == 200
 
 
-async def test_unread_little_body_that_comes_late_does_not_cost_the_connection(app):
+async def test_unread_little_body_that_comes_late_does_not_cost_the_connection(app, autojump_clock):
     """A refusal can overtake the body it refuses: they are separate packets."""
     async with serving(app) as served, client(served) as http:
         await http.begin("POST", "/refused", length=5)
@@ -159,7 +160,8 @@ async def test_early_refusal_reaches_a_client_that_is_still_uploading(app, tcp, 
     size = 24 * MIB
     piece = bytes(MIB)
     header = b"content-length: %d" % size if framing == "length" else b"transfer-encoding: chunked"
-    async with serving(app, tcp=tcp) as served, await served.connect() as stream:
+    limits = ServingLimits(linger=PATIENCE)
+    async with serving(app, limits=limits, tcp=tcp) as served, await served.connect() as stream:
         with trio.fail_after(PATIENCE):
             await stream.send_all(b"POST %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n" % (path, header))
             for _ in range(size // MIB):

@@ -14,6 +14,7 @@ import quart
 import trio
 import trio_websocket
 from quart_trio import QuartTrio
+from trio.testing import MockClock
 
 from sandboxd.http.connection import SandboxdApp
 from sandboxd.http.serving import ServingLimits
@@ -152,9 +153,16 @@ async def send_late_http2_data(served: Served) -> None:
 
 async def read_some(stream: trio.SocketStream) -> None:
     """Stay connected for what the server makes of it: some errors come after the first answer."""
-    with trio.move_on_after(1), suppress(trio.BrokenResourceError):
-        async for _ in stream:
-            pass
+
+    async def read() -> None:
+        with suppress(trio.BrokenResourceError):
+            async for _ in stream:
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
 
 
 ATTACKS = [send_junk_after_upgrade, send_unreadable_subprotocol, send_unreadable_host, send_late_http2_data]
@@ -186,7 +194,7 @@ async def test_connection_closes_when_asked_to(raw: bytes, tcp: bool) -> None:
         assert (await exchange(served, raw)).endswith(b"ok")
 
 
-async def test_control_stock_connection_stays_open_when_asked_to_close() -> None:
+async def test_control_stock_connection_stays_open_when_asked_to_close(autojump_clock: MockClock) -> None:
     async with stock_serving(build(QuartTrio)) as served, await served.connect() as stream:
         await stream.send_all(CLOSING_GET)
         with trio.move_on_after(2) as waiting:
@@ -195,15 +203,15 @@ async def test_control_stock_connection_stays_open_when_asked_to_close() -> None
         assert waiting.cancelled_caught
 
 
-async def test_idle_connection_is_closed_after_its_limit() -> None:
+async def test_idle_connection_is_closed_after_its_limit(autojump_clock: MockClock) -> None:
     limits = ServingLimits(keep_alive_timeout=0.3)
     async with serving(build(SandboxdApp), limits=limits) as served:
         began = trio.current_time()
         assert (await exchange(served, GET)).endswith(b"ok")
-        assert 0.25 < trio.current_time() - began < 5
+        assert trio.current_time() - began == pytest.approx(0.3, abs=0.1)
 
 
-async def test_stopping_does_not_wait_for_an_idle_peer() -> None:
+async def test_stopping_does_not_wait_for_an_idle_peer(autojump_clock: MockClock) -> None:
     async with serving(build(SandboxdApp), grace=PATIENCE) as served, await served.connect() as stream:
         await stream.send_all(GET)
         await stream.receive_some()
@@ -230,7 +238,7 @@ async def test_stopping_is_bounded_by_the_grace_whatever_a_peer_does(tcp: bool) 
         served.stop.set()
         with trio.fail_after(PATIENCE):
             await served.ended.wait()
-        assert 0.4 < trio.current_time() - began < 3
+        assert trio.current_time() - began > 0.4
 
 
 async def test_cancelling_the_server_is_not_held_up_by_a_peer() -> None:
@@ -241,7 +249,7 @@ async def test_cancelling_the_server_is_not_held_up_by_a_peer() -> None:
     assert outside.cancelled_caught
 
 
-async def test_control_stock_server_is_held_up_by_a_peer() -> None:
+async def test_control_stock_server_is_held_up_by_a_peer(autojump_clock: MockClock) -> None:
     async with stock_serving(build(QuartTrio), grace=0.5) as served, await served.connect() as stream:
         await start_flood(stream)
         served.stop.set()
@@ -253,14 +261,14 @@ async def test_control_stock_server_is_held_up_by_a_peer() -> None:
 # Streams are cut
 
 
-async def test_stream_outlives_the_frameworks_response_timeout() -> None:
+async def test_stream_outlives_the_frameworks_response_timeout(autojump_clock: MockClock) -> None:
     async with serving(build(SandboxdApp, RESPONSE_TIMEOUT=0.1)) as served:
         received = await exchange(served, b"GET /ticks HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert received.count(b"tick") == 10
     assert received.endswith(b"0\r\n\r\n")
 
 
-async def test_control_stock_stream_is_cut() -> None:
+async def test_control_stock_stream_is_cut(autojump_clock: MockClock) -> None:
     async with stock_serving(build(QuartTrio, RESPONSE_TIMEOUT=0.1)) as served, await served.connect() as stream:
         await stream.send_all(b"GET /ticks HTTP/1.1\r\nhost: x\r\n\r\n")
         received = b""
@@ -289,7 +297,7 @@ async def upload_until_stuck(served: Served, *, size: int, patience: float) -> i
     return sent
 
 
-async def test_upload_waits_for_its_handler() -> None:
+async def test_upload_waits_for_its_handler(autojump_clock: MockClock) -> None:
     app = build(SandboxdApp)
     async with serving(app) as served:
         assert await upload_until_stuck(served, size=64 * 2**20, patience=1.0) <= 2 * 2**20
@@ -297,7 +305,7 @@ async def test_upload_waits_for_its_handler() -> None:
             await app.left.wait()  # and the handler is told that the client left, though it never read
 
 
-async def test_control_stock_swallows_the_upload() -> None:
+async def test_control_stock_swallows_the_upload(autojump_clock: MockClock) -> None:
     app = build(QuartTrio, MAX_CONTENT_LENGTH=None)
     async with stock_serving(app) as served:
         assert await upload_until_stuck(served, size=64 * 2**20, patience=2.0) == 64 * 2**20
@@ -327,7 +335,7 @@ async def flood_and_vanish(served: Served) -> None:
                 break
 
 
-async def test_websocket_handler_that_never_receives_learns_that_its_peer_left() -> None:
+async def test_websocket_handler_that_never_receives_learns_that_its_peer_left(autojump_clock: MockClock) -> None:
     app = build(SandboxdApp)
     async with serving(app) as served:
         await flood_and_vanish(served)
@@ -335,7 +343,7 @@ async def test_websocket_handler_that_never_receives_learns_that_its_peer_left()
             await app.left.wait()
 
 
-async def test_control_stock_websocket_handler_never_learns() -> None:
+async def test_control_stock_websocket_handler_never_learns(autojump_clock: MockClock) -> None:
     app = build(QuartTrio)
     async with stock_serving(app) as served:
         await flood_and_vanish(served)
@@ -370,17 +378,17 @@ async def test_control_stock_failing_handler_closes_normally() -> None:
         assert await close_code(connection) == 1000
 
 
-async def test_websocket_peer_that_never_pongs_is_dropped() -> None:
+async def test_websocket_peer_that_never_pongs_is_dropped(autojump_clock: MockClock) -> None:
     app = build(SandboxdApp)
     limits = ServingLimits(websocket_ping_interval=0.1)
     async with serving(app, limits=limits) as served, await served.connect() as stream:
         await stream.send_all(UPGRADE + b"\r\n")
         began = trio.current_time()
         await read_to_end(stream)
-        assert 0.2 < trio.current_time() - began < 5
+        assert 0.2 < trio.current_time() - began < 1
 
 
-async def test_websocket_peer_that_pongs_is_kept() -> None:
+async def test_websocket_peer_that_pongs_is_kept(autojump_clock: MockClock) -> None:
     app = build(SandboxdApp)
     limits = ServingLimits(websocket_ping_interval=0.1)
     async with serving(app, limits=limits) as served, websocket(served, "/ws") as connection:

@@ -72,7 +72,7 @@ async def fill(http: Http2Client, number: int, *, limit: int) -> tuple[int, int]
     return sent, received
 
 
-async def test_http2_upload_that_nobody_reads_does_not_hold_up_its_neighbours(app):
+async def test_http2_upload_that_nobody_reads_does_not_hold_up_its_neighbours(app, autojump_clock):
     async with serving(app) as served, await served.connect() as stream:
         http = Http2Client(stream)
         number = await http.request("POST", "/held-upload", end_stream=False)
@@ -84,7 +84,7 @@ async def test_http2_upload_that_nobody_reads_does_not_hold_up_its_neighbours(ap
         await http.response(number)
 
 
-async def test_http2_relay_gets_along_with_a_client_that_reads_late(app):
+async def test_http2_relay_gets_along_with_a_client_that_reads_late(app, autojump_clock):
     """Both windows are used up again and again, and the client opens its own only when it can send no more."""
     size = 512 * 1024
     async with serving(app) as served, await served.connect() as stream:
@@ -115,7 +115,7 @@ async def test_http2_uploads_refused_half_way_give_their_window_back(app):
         assert (await http.response(number))[1] == bytes(16_000)
 
 
-async def test_idle_http2_connection_is_closed_after_its_limit(app):
+async def test_idle_http2_connection_is_closed_after_its_limit(app, autojump_clock):
     async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
         http = Http2Client(stream)
         await http.flush()

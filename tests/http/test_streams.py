@@ -207,7 +207,7 @@ async def test_client_that_leaves_ends_the_source():
             await app.ended.wait()
 
 
-async def test_stopping_the_daemon_ends_the_stream_properly_and_at_once():
+async def test_stopping_the_daemon_ends_the_stream_properly_and_at_once(autojump_clock):
     app = app_with(lambda app: sse_response(quiet(app)))
     async with serving(app, grace=PATIENCE) as served, await served.connect() as stream:
         await stream.send_all(GET)
@@ -235,7 +235,7 @@ async def test_source_that_fails_cuts_the_response(caplog):
     assert "boom" in caplog.text
 
 
-async def test_slow_client_holds_its_source_back():
+async def test_slow_client_holds_its_source_back(autojump_clock):
     produced = 0
 
     @trio.as_safe_channel
@@ -255,7 +255,7 @@ async def test_slow_client_holds_its_source_back():
         assert produced * 16_384 < 2**20
 
 
-async def test_stream_of_bytes_without_filler_stays_silent():
+async def test_stream_of_bytes_without_filler_stays_silent(autojump_clock):
     def make(app: Any) -> Any:
         app.send, receive = trio.open_memory_channel[bytes](0)
         return stream_response(receive, encode=bytes, content_type="text/plain", interval=0.01)

@@ -18,7 +18,12 @@ CERTIFICATE = Path(__file__).with_name("tls.pem")
 
 
 @pytest.fixture
-async def port(nursery: trio.Nursery) -> Any:
+def handshake_timeout() -> float:
+    return PATIENCE
+
+
+@pytest.fixture
+async def port(nursery: trio.Nursery, handshake_timeout: float) -> Any:
     app: Any = SandboxdApp("tls")
 
     @app.get("/ok")
@@ -29,7 +34,7 @@ async def port(nursery: trio.Nursery) -> Any:
     context.load_cert_chain(CERTIFICATE)
     context.set_alpn_protocols(["h2", "http/1.1"])
     stop = trio.Event()
-    server = Server(app, limits=ServingLimits(tls_handshake_timeout=0.5))
+    server = Server(app, limits=ServingLimits(tls_handshake_timeout=handshake_timeout))
     with bind([TcpAddress("127.0.0.1", 0)]) as (plain,):
         secure = dataclasses.replace(plain, tls=context)
         await nursery.start(partial(server.serve, [secure], stop=stop, grace=1))
@@ -62,6 +67,7 @@ async def test_http2_over_tls(port: int) -> None:
         assert await http.response(await http.request("GET", "/ok")) == ("200", b"ok")
 
 
+@pytest.mark.parametrize("handshake_timeout", [0.5])
 @pytest.mark.parametrize("raw", [b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n", b""])
 async def test_client_that_speaks_no_tls_is_shown_the_door(port: int, raw: bytes) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import trio
 import trio_websocket
+from trio.testing import MockClock
 
 from sandboxd.errors import LaunchFailed, NotFound
-from sandboxd.http import websockets
+from sandboxd.http import exchange, websockets
 from sandboxd.http.connection import SandboxdApp, WebsocketDisconnected
 from sandboxd.http.serving import ServingLimits
 from sandboxd.http.websockets import INBOUND_BYTES, Close, Overflow, WebsocketSession, websocket_session
@@ -82,7 +83,7 @@ async def test_compression_is_not_offered() -> None:
 # Leaving
 
 
-async def test_what_had_arrived_is_delivered_when_the_peer_leaves() -> None:
+async def test_what_had_arrived_is_delivered_when_the_peer_leaves(autojump_clock: MockClock) -> None:
     received = []
     start = trio.Event()
 
@@ -101,7 +102,9 @@ async def test_what_had_arrived_is_delivered_when_the_peer_leaves() -> None:
     assert received == [str(number) for number in range(50)]
 
 
-async def test_handler_that_waits_for_something_else_is_cancelled_when_the_peer_leaves() -> None:
+async def test_handler_that_waits_for_something_else_is_cancelled_when_the_peer_leaves(
+    autojump_clock: MockClock,
+) -> None:
     async def wait_for_ever(session: WebsocketSession) -> None:
         await trio.sleep_forever()
 
@@ -113,7 +116,11 @@ async def test_handler_that_waits_for_something_else_is_cancelled_when_the_peer_
         await wait(app.ended)
 
 
-async def test_sending_to_a_peer_that_left_ends_the_session_quietly(caplog: pytest.LogCaptureFixture) -> None:
+async def test_sending_to_a_peer_that_left_ends_the_session_quietly(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (websockets, exchange):  # however late it notices
+        monkeypatch.setattr(module, "DISCONNECT_GRACE", PATIENCE)
     noticed = trio.Event()
 
     async def tick(session: WebsocketSession) -> None:
@@ -133,7 +140,7 @@ async def test_sending_to_a_peer_that_left_ends_the_session_quietly(caplog: pyte
     assert not caplog.records
 
 
-async def test_stopping_the_daemon_says_goodbye_at_once() -> None:
+async def test_stopping_the_daemon_says_goodbye_at_once(autojump_clock: MockClock) -> None:
     app = app_with(echo)
     async with serving(app, grace=PATIENCE) as served, websocket(served, "/ws") as connection:
         began = trio.current_time()
@@ -209,7 +216,7 @@ async def send_until_stuck(connection: trio_websocket.WebSocketConnection, *, li
     return sent
 
 
-async def test_handler_that_is_slow_holds_its_peer_back() -> None:
+async def test_handler_that_is_slow_holds_its_peer_back(autojump_clock: MockClock) -> None:
     resume = trio.Event()
     total = 0
 
@@ -243,7 +250,7 @@ async def test_peer_that_floods_is_sent_away_where_the_handler_says_so() -> None
         await wait(app.ended)
 
 
-async def test_peer_that_reads_slowly_holds_the_handler_back() -> None:
+async def test_peer_that_reads_slowly_holds_the_handler_back(autojump_clock: MockClock) -> None:
     sent = 0
     stuck = trio.Event()
 
@@ -294,6 +301,4 @@ async def test_sends_from_many_tasks_arrive_whole_even_when_some_are_cancelled()
 
 
 def test_nothing_waits_longer_than_the_exchange_lets_it() -> None:
-    from sandboxd.http import exchange
-
     assert websockets.DISCONNECT_GRACE < exchange.DISCONNECT_GRACE

@@ -238,8 +238,8 @@ def test_without_mmdebstrap_it_is_named(store: ImageStore, recipes: Path, monkey
 def test_an_interrupted_build_ends_with_all_its_processes(
     signal_number: signal.Signals, tmp_path: Path, recipes: Path
 ) -> None:
-    """The census around each test sees to the processes."""
-    write_recipe(recipes, "small", SMALL)
+    """The census around each test sees to the processes. However late the signal comes, the build still goes on."""
+    write_recipe(recipes, "small", SMALL, "sleep 600")
     command = [
         sys.executable,
         "-m",

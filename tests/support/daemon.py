@@ -77,6 +77,8 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     at_rest: Counter[str] = field(default_factory=Counter)
     """descriptors of a shared daemon that has nothing to do, and all of its slots"""
+    reserved: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """ports that are this daemon's until it is swept away, whether it runs or not"""
 
     def __post_init__(self) -> None:
         census.cgroup_names.add(self.cgroup_name)
@@ -113,6 +115,16 @@ class Daemon:
     def cgroup_name(self) -> str:
         """What it calls its directory in the cgroup tree."""
         return "sandboxd-" + hashlib.sha256(os.fsencode(self.state.resolve())).hexdigest()[:12]
+
+    def reserve_port(self) -> int:
+        """A TCP port of 127.0.0.1 to listen on, now and after each start: the kernel gives it to nobody else.
+
+        A socket that is bound and does not listen is in no listener's way if both say SO_REUSEADDR (socket(7)).
+        """
+        holder = self.reserved.enter_context(socket.socket(socket.AF_INET))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
 
     # -- the process ----------------------------------------------------------------------------------------------
 
@@ -187,6 +199,7 @@ class Daemon:
         finally:
             if self.alive:
                 self.kill()
+            self.reserved.close()
             self._kill_the_rest()
             remove_cgroup(self.cgroup_name)
             subprocess.run(["rm", "-rf", str(self.root)], check=True)

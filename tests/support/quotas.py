@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import socket
 from typing import Any
 
 from tests.support.daemon import Answer, Daemon
@@ -14,8 +13,7 @@ SANDBOXES = "/v1/sandboxes"
 
 def listen_with_bound(daemon: Daemon, resource: str, bound: int) -> int:
     """Have a daemon that is not started yet listen on TCP too and bound all sandboxes together; the port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = daemon.reserve_port()
     config = daemon.root / "sandboxd.toml"
     config.write_text(f"[sandbox]\nmax_{resource} = {bound}\n")
     listeners = ("--listen", f"tcp:127.0.0.1:{port}", "--listen", f"unix:{daemon.socket}")
