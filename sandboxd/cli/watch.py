@@ -8,7 +8,8 @@ from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import printable
 from sandboxd.client import ApiError, Client, ConnectionLost, DaemonUnreachable, WatchEvent
 
-STOP_LIMIT = 2.0
+# Seconds for the daemon to stop a watch when we are ending.
+STOP_LIMIT = 15.0
 
 
 @click.command()

@@ -10,8 +10,8 @@ from tests.support.waiting import wait_until
 def test_a_command_is_left_to_itself_listed_shown_and_killed(ctl: Ctl, sandbox: str) -> None:
     number = ctl.text("exec", "-d", sandbox, "sh", "-c", "echo out; echo err >&2; exec sleep 600").strip()
     assert ctl.text("ps", "-q").split() == [number]
-    wait_until(lambda: ctl.run("logs", sandbox, number).stdout == b"out\n")
-    assert ctl.run("logs", sandbox).stderr == b"err\n"
+    wait_until(lambda: ctl.run("logs", sandbox, number).stderr == b"err\n")
+    assert ctl.run("logs", sandbox).stdout == b"out\n"
     (listed,) = ctl.json("ps", sandbox)
     assert (listed["sandbox"], listed["command_id"], listed["status"]) == (sandbox, number, "running")
     assert number in ctl.text("ps")

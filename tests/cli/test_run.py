@@ -246,7 +246,7 @@ def test_a_command_ends_with_its_exec(ctl: Ctl, kept: str, root_daemon: Daemon) 
         assert process.stdout.readline() == b"ready\n"
         process.kill()
     found = root_daemon.shell(
-        kept, "for i in $(seq 500); do pgrep sleep >/dev/null || exit 0; sleep 0.01; done; exit 1"
+        kept, "for i in $(seq 3000); do pgrep sleep >/dev/null || exit 0; sleep 0.01; done; exit 1"
     )
     assert found["exit_code"] == 0
 

@@ -254,7 +254,8 @@ def test_utf_8_and_a_paste_arrive_as_they_are(terminal: Tmux, sandbox: str) -> N
     terminal.wait_for("user@sandbox")
     terminal.type("echo 'Grüße €'")
     terminal.wait_for("Grüße €")
-    # bash asks for bracketed paste: three lines come as one piece, and nothing runs before enter.
+    terminal.wait_for("user@sandbox", times=2)
+    # bash asks for bracketed paste with its prompt: three lines come as one piece, and nothing runs before enter.
     terminal.call("set-buffer", "echo one\necho two\necho 'thrée'")
     terminal.call("paste-buffer", "-p", "-r")
     terminal.wait_for("echo two")

@@ -16,9 +16,12 @@ def sandbox(root_daemon: Daemon) -> Iterator[str]:
     root_daemon.delete_all()
 
 
+# Output has `end=''` where its pieces are counted: print() writes the end of a line by itself, perhaps much later.
+
+
 async def test_code_and_contexts(client: Client, sandbox: str) -> None:
     execution = await client.run_code(
-        sandbox, "import os\nprint('out')\nx = os.environ['A']\nx", env={"A": "1"}, cwd="/"
+        sandbox, "import os\nprint('out\\n', end='')\nx = os.environ['A']\nx", env={"A": "1"}, cwd="/"
     )
     assert (execution.text, execution.logs.stdout, execution.error) == ("'1'", ("out\n",), None)
     context = await client.create_context(sandbox, cwd="/tmp", env={"B": "2"})
@@ -33,7 +36,7 @@ async def test_code_and_contexts(client: Client, sandbox: str) -> None:
 
 
 async def test_a_stream_and_its_end(client: Client, sandbox: str) -> None:
-    async with client.run_code_stream(sandbox, "print('out')\nraise ValueError('no')\n") as events:
+    async with client.run_code_stream(sandbox, "print('out\\n', end='')\nraise ValueError('no')\n") as events:
         seen = [event async for event in events]
     kinds = [type(event) for event in seen]
     assert kinds[1:] == [CodeOutput, CodeError, CodeEnded]
@@ -48,7 +51,7 @@ async def test_a_stream_and_its_end(client: Client, sandbox: str) -> None:
 
 async def test_a_stream_whose_sandbox_goes_is_an_api_error(client: Client, sandbox: str) -> None:
     async def listen() -> None:
-        async with client.run_code_stream(sandbox, "print('up', flush=True)\nwhile True: pass") as events:
+        async with client.run_code_stream(sandbox, "print('up', end='', flush=True)\nwhile True: pass") as events:
             async for event in events:
                 if isinstance(event, CodeOutput):
                     await client.delete(sandbox)

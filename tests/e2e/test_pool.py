@@ -98,6 +98,7 @@ def test_everything_goes_when_nobody_needs_it(pooled: Daemon) -> None:
 def test_sandboxes_in_a_pool_survive_their_daemon(pooled: Daemon) -> None:
     box = Box(pooled, pooled.create(name="survivor"))
     box.shell("echo kept > ~/file; setsid sleep 600 > /dev/null 2>&1 &")
+    wait_until(lambda: box.processes() == ["sleep 600"])
     pooled.kill()
     pooled.start()
     assert box.shell("cat ~/file")["stdout"] == "kept\n"
@@ -240,7 +241,7 @@ def test_a_damaged_pool_is_told(host: Daemon, damaged: str, place: int, word: st
     with open(pool_file(host), "r+b") as file:
         os.pwrite(file.fileno(), b"\xff" * 400, place)
     refused_to_start(host, word)
-    assert attached(pool_file(host)) == []
+    wait_until(lambda: attached(pool_file(host)) == [])  # others look at all devices, and hold each for a moment
     assert storage(host, "destroy", "--force").returncode == 0
     host.start()
 

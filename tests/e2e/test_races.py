@@ -1,7 +1,9 @@
 """Sandboxes that are used, deleted, and left by their clients all at once."""
 
 import contextlib
+import http.client
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,12 +17,21 @@ from tests.support.waiting import wait_until
 SANDBOXES = "/v1/sandboxes"
 
 
+def leave(connection: http.client.HTTPConnection) -> None:
+    """By halves: the daemon closes the other half when it has seen it, with or without an answer."""
+    connection.sock.shutdown(socket.SHUT_WR)
+    with contextlib.closing(connection):
+        while connection.sock.recv(65536):
+            pass
+
+
 def test_a_client_that_leaves_while_creating_leaves_nothing_half_made(daemon: Daemon) -> None:
     """Whether it was complete before the client had left is chance; half of one must never be seen."""
-    for number in range(12):
-        connection = daemon.connect()
+    connections = [daemon.connect() for _ in range(12)]
+    for number, connection in enumerate(connections):
         connection.request("POST", SANDBOXES, json.dumps({"name": f"left-{number}"}))
-        connection.close()
+    for connection in connections:
+        leave(connection)
     wait_until(lambda: all(view["status"] == "running" for view in daemon.views()))
     assert witnesses.disagreement(daemon) == {}
     for view in daemon.views():
@@ -30,7 +41,7 @@ def test_a_client_that_leaves_while_creating_leaves_nothing_half_made(daemon: Da
 def test_a_name_is_free_again_when_its_creator_left(daemon: Daemon) -> None:
     connection = daemon.connect()
     connection.request("POST", SANDBOXES, json.dumps({"name": "wanted"}))
-    connection.close()
+    leave(connection)
 
     def settled() -> bool:
         answer = daemon.call("GET", f"{SANDBOXES}/wanted")

@@ -2,7 +2,6 @@
 
 import http.client
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +75,6 @@ def target(served: tuple[Daemon, str, str]) -> Iterator[tuple[Daemon, str, str]]
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="CI" in os.environ,
     suppress_health_check=list(HealthCheck),
 )
 def test_no_request_is_answered_with_a_5xx(case: schemathesis.Case, target: tuple[Daemon, str, str]) -> None:

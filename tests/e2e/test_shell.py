@@ -49,7 +49,7 @@ def test_stdin_is_given_whole_and_ends(box: Box) -> None:
 
 def test_binary_stdin_and_output_survive_byte_for_byte(box: Box) -> None:
     data = bytes(range(256)) * 1000
-    result = box.shell("tee >(cat >&2)", stdin_b64=base64.b64encode(data).decode(), encoding="base64")
+    result = box.shell("tee /dev/stderr", stdin_b64=base64.b64encode(data).decode(), encoding="base64")
     assert base64.b64decode(result["stdout"]) == base64.b64decode(result["stderr"]) == data
 
 
@@ -176,15 +176,9 @@ def test_a_timeout_kills_what_ignores_signals(box: Box) -> None:
 
 
 def test_a_timeout_kills_children_and_those_that_have_left_the_session(box: Box) -> None:
-    daemonize = (
-        "import os, time\n"
-        "if os.fork(): os._exit(0)\n"
-        "os.setsid()\n"
-        "if os.fork(): os._exit(0)\n"
-        "os.closerange(0, 1000)\n"
-        "time.sleep(600)\n"
-    )
-    result = timed_out(box, f"sleep 600 & setsid sleep 600 & python3 -c '{daemonize}'; echo up; sleep 600")
+    # Nothing that is slow to start: all of it has to be there when the time is up.
+    daemonize = "(setsid sh -c 'exec sleep 600 <&- >&- 2>&- &' &)"
+    result = timed_out(box, f"sleep 600 & setsid sleep 600 & {daemonize}; echo up; sleep 600")
     assert result["stdout"] == "up\n"
 
 
@@ -220,6 +214,7 @@ def test_a_background_process_that_holds_the_output_does_not_hold_up_the_answer(
 
 
 def test_a_background_process_with_its_own_output_lives_on(box: Box) -> None:
-    result = box.shell("sleep 600 > /dev/null 2>&1 & echo up")
+    # Its shell's output is its own until it runs.
+    result = box.shell("sleep 600 > /dev/null 2>&1 & until pgrep -x sleep; do :; done > /dev/null; echo up")
     assert result["output_incomplete"] is False
     assert [process for process in box.processes() if "sleep" in process] != []

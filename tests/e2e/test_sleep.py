@@ -132,7 +132,7 @@ def test_a_stopped_sandbox_keeps_its_files_and_its_identity(daemon: Daemon) -> N
 def test_stopping_lets_processes_end_in_good_order_unless_it_is_to_be_at_once(daemon: Daemon) -> None:
     sandbox = daemon.create()
     trap = "trap 'echo bye > ~/bye; exit' TERM; echo up > ~/up; while :; do sleep 0.05; done"
-    for grace, said in ((5000, "bye\n"), (0, "")):
+    for grace, said in ((60_000, "bye\n"), (0, "")):
         daemon.shell(
             sandbox, f'rm -f ~/up ~/bye; setsid sh -c "{trap}" > /dev/null 2>&1 & until test -s ~/up; do :; done'
         )
@@ -230,7 +230,7 @@ def test_commands_in_the_background_stand_still_go_on_and_end_with_their_machine
     assert daemon.call("GET", path).json["status"] == "running"
     assert refused(daemon.call("POST", f"{path}/kill")) == (409, "paused")
     changed(daemon, sandbox, "resume")
-    changed(daemon, sandbox, "stop")
+    changed(daemon, sandbox, "stop", {"grace_ms": 60_000})
     wait_until(lambda: daemon.call("GET", path).json["status"] == "exited")
     logs = daemon.call("POST", f"{path}/logs").json
     assert (logs["stdout"], logs["exit_code"]) == ("up\nbye\n", 3)

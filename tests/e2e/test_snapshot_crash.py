@@ -27,6 +27,7 @@ def survivor(own_daemon: Daemon) -> Box:
     own_daemon.start()
     box = Box(own_daemon, own_daemon.create(name="survivor"))
     box.shell("echo written > ~/file; setsid sleep 600 > /dev/null 2>&1 &")
+    wait_until(lambda: box.processes() == ["sleep 600"])
     return box
 
 

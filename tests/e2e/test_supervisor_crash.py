@@ -12,12 +12,10 @@ from sandboxd.service.slots import READY
 from tests.e2e.test_crash import restart, start_to_die_at, stopped
 from tests.e2e.test_crash_sleep import bring_to
 from tests.e2e.test_lifecycle import SANDBOXES
-from tests.e2e.test_sleep import TICKS, changed
+from tests.e2e.test_sleep import TICKS, changed, let_end, stubborn
 from tests.support import witnesses
 from tests.support.daemon import Answer, Daemon
 from tests.support.waiting import wait_until
-
-STUBBORN = "trap '' TERM; sleep 600 > /dev/null 2>&1 & echo kept > ~/file"
 
 
 @contextlib.contextmanager
@@ -58,10 +56,12 @@ def test_sigkill_while_paused(daemon: Daemon, victim: Callable[[str], int]) -> N
 @pytest.mark.parametrize("victim", VICTIMS, ids=["bwrap", "sandbox-init"])
 def test_sigkill_while_a_stop_is_under_way(daemon: Daemon, victim: Callable[[str], int]) -> None:
     """Whoever ends the processes: the stop is one that was asked for, and is recorded as that."""
-    sandbox = daemon.create()
-    daemon.shell(sandbox, STUBBORN)
-    with under_way(daemon, sandbox, "stop", {"grace_ms": 1000}, "stopping") as answer:
+    sandbox = stubborn(daemon)
+    daemon.shell(sandbox, "echo kept > ~/file")
+    with under_way(daemon, sandbox, "stop", {"grace_ms": 600_000}, "stopping") as answer:
         os.kill(victim(sandbox), signal.SIGKILL)
+        if victim is witnesses.monitor_of:
+            let_end(daemon, sandbox)
         assert (answer.result().status, answer.result().json["status"]) == (200, "stopped")
     assert daemon.events(sandbox) == ["created", "started", "stopped"]
     changed(daemon, sandbox, "start")

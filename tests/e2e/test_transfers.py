@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.daemon import Answer, Daemon
 from tests.support.sandbox import Box
+from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
 SIZE = 3 * MIB + 17
@@ -208,17 +209,21 @@ def test_an_upload_goes_on_after_its_client_and_the_daemon_have_gone(own_daemon:
     connection.putheader("content-length", str(len(data)))
     connection.endheaders(data[: 3 * MIB])
     part = "path=/tmp/file"
-    while files(box, "GET", part, place="files/upload").status == 404:
-        pass
+    wait_until(lambda: files(box, "GET", part, place="files/upload").json.get("offset", 0) > 0)
     own_daemon.kill()
     connection.close()
     own_daemon.start()
-    for _ in range(1000):
+    offset = 0
+
+    def finished() -> bool:
+        nonlocal offset
         offset = files(box, "GET", part, place="files/upload").json["offset"]
         answer = files(box, "PATCH", f"{part}&offset={offset}&complete=true", data[offset:], place="files/upload")
-        if answer.status == 200:
-            break
-        assert answer.json["kind"] in {"busy", "offset_mismatch"}  # what was under way is still being written
+        # What was under way may still be being written.
+        assert answer.status == 200 or answer.json["kind"] in {"busy", "offset_mismatch"}
+        return answer.status == 200
+
+    wait_until(finished)
     assert 0 < offset <= 3 * MIB
     assert files(box, "GET", part).data == data
 

@@ -38,8 +38,10 @@ log = logging.getLogger(__name__)
 
 MAX_WATCHES = 64
 BEGIN_AGAIN_AFTER = 0.5
-# For sandbox-init to tell all that has happened: a millisecond, except in a storm, or in a sandbox without time.
-SETTLE_LIMIT = 0.25
+# For sandbox-init to tell all that has happened: a millisecond, except in a storm (one second and a half of it are
+# what the kernel and we keep at most), in a sandbox without time, or on a host that stands still for a moment. Giving
+# up breaks the promise that a poll has what was done before it.
+SETTLE_LIMIT = 5.0
 READ_AT_ONCE = 200
 
 # Of a directory that was watched before and now is not to be: it will not come back by waiting.
