@@ -20,7 +20,7 @@ from tests.uml.machine import Machine, UmlError
 # The tests to run inside, and samples of every outcome with which test_replay.py tests this file.
 INSIDE = frozenset(Path(__file__).with_name(name) for name in ("inside", "samples"))
 # The longest silence: a boot, or one test. Inside, pytest's own limit for a test is shorter.
-SILENCE_LIMIT = 180.0
+SILENCE_LIMIT = 360.0
 # What the tests inside inherit of our environment.
 PASSED_ON = ("CI", "PYTHONPATH")
 
