@@ -54,7 +54,8 @@ class ServingLimits:
     # sends requests should be the one that closes, or a request meets a closing connection.
     keep_alive_timeout: float = 95.0
     tls_handshake_timeout: float = 10.0
-    # How long a closing connection is kept for a peer that takes its response slowly, or is still sending.
+    # How long a closing connection is kept for a peer that takes its response slowly; and, once it has all of it,
+    # for one that is still sending: so long after each piece.
     flush_timeout: float = 60.0
     linger: float = 2.0
     # Request line and headers. Some clients put large metadata in headers; hypercorn's default is 16 KiB.

@@ -45,6 +45,9 @@ UNSENT_BYTES = 128 * 1024
 # Seconds an application has to end once its connection has, before it is cancelled.
 ENDING_GRACE = 5.0
 
+# Seconds a closing connection lingers in all, however long its peer goes on sending.
+LINGER_LIMIT = 60.0
+
 # Seconds a closing connection lingers once the daemon is stopping; nearly every peer needs none.
 STOPPING_LINGER = 0.25
 
@@ -104,6 +107,7 @@ class Transport:
         self._request_begun = False
         self._websocket = False
         self._closing = False
+        self._linger_until = -math.inf
         self._lost = False
         self._written = trio.Event()
 
@@ -185,13 +189,14 @@ class Transport:
             if self._websocket:
                 self._reading.deadline = math.inf  # no pong can be seen while the handler holds us up
             await self._protocol.handle(RawData(data))
+        if not self._closing:
             await self._note_progress()
+        elif self._written.is_set():
+            self._linger()
         return data != b""
 
     async def _note_progress(self) -> None:
         now = trio.current_time()
-        if self._closing:
-            return
         if self._protocol.websocket_overflowed:
             await self._end()
         elif self._websocket:
@@ -304,8 +309,13 @@ class Transport:
             await self._stream.aclose()  # TLS has no half: this says goodbye and closes
         else:
             await self._stream.send_eof()
-        linger = STOPPING_LINGER if self._context.terminated.is_set() else self._patience.linger
-        self._reading.deadline = min(self._reading.deadline, trio.current_time() + linger)
+        limit = STOPPING_LINGER if self._context.terminated.is_set() else LINGER_LIMIT
+        self._linger_until = trio.current_time() + limit
+        self._linger()
+
+    def _linger(self) -> None:
+        """Wait for a peer that is still sending to fall silent, or to leave: a reset would cost it the response."""
+        self._reading.deadline = min(self._linger_until, trio.current_time() + self._patience.linger)
 
     async def _finish_writing(self) -> None:
         self._closing = True

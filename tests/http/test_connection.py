@@ -174,6 +174,23 @@ async def test_early_refusal_reaches_a_client_that_is_still_uploading(app, tcp, 
         assert await is_serving(served)
 
 
+async def test_early_refusal_reaches_a_client_that_uploads_slowly(app, autojump_clock):
+    """A reset would destroy it: the connection lingers for as long as pieces come, and not for ever."""
+
+    async def send(stream: trio.SocketStream, pieces: int) -> None:
+        for _ in range(pieces):
+            await trio.sleep(1)
+            await stream.send_all(bytes(1000))
+
+    limits = ServingLimits(linger=2.0)
+    async with serving(app, limits=limits) as served, await served.connect() as stream:
+        await stream.send_all(b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
+        await send(stream, 10)
+        assert b" 403 " in await stream.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await send(stream, 100)
+
+
 async def test_refused_upload_is_told_that_the_connection_ends(app):
     async with serving(app) as served, client(served) as http:
         await http.begin("POST", "/refused", length=10_000_000)
