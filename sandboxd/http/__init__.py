@@ -1,7 +1,7 @@
 """HTTP: bytes <-> domain values, on hypercorn's protocol state machines and quart-trio.
 
 app.py, auth.py             the application: routes, access rules; native/ and akira/ are its API dialects
-proxy.py, proxy_*.py        requests for ports of sandboxes, answered by the programs that listen there
+proxy/                      requests for ports of sandboxes, answered by the programs that listen there
 streams.py, websockets.py   what dialects share: SSE and NDJSON responses, the websocket pump
 connection.py               a request on the application's side: Quart's classes, bodies, websockets
 exchange.py                 a request on the server's side: its task and the queue that feeds it

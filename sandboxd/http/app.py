@@ -12,8 +12,8 @@ from sandboxd.http.akira import routes as akira
 from sandboxd.http.connection import SandboxdApp
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
-from sandboxd.http.proxy import PortProxy
-from sandboxd.http.proxy_routes import by_host, by_path
+from sandboxd.http.proxy.application import PortProxy
+from sandboxd.http.proxy.routes import by_host, by_path
 from sandboxd.http.routes import add_routes, render
 from sandboxd.http.stack import ASGIFramework
 from sandboxd.service.service import Service

@@ -145,7 +145,28 @@ def stream_response(
     return TrioResponse(body, headers=STREAM_HEADERS, content_type=content_type)
 
 
-class _StreamBody(ResponseBody):
+class OwningBody(ResponseBody):
+    """A response body that is its own iterator. Owns: what `_stack` holds, until the response has ended."""
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, tb)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise NotImplementedError
+
+
+class _StreamBody(OwningBody):
     """A response body that follows a channel.
 
     Owns: the source's context, while the body is being sent.
@@ -161,13 +182,13 @@ class _StreamBody(ResponseBody):
         interval: float,
         stopping: trio.Event,
     ) -> None:
+        super().__init__()
         self._source = source
         self._encode = encode
         self._keep_alive = keep_alive
         self._interval = interval
         self._stopping = stopping
         self._waiting = trio.CancelScope()
-        self._stack = AsyncExitStack()
         self._channel: trio.abc.ReceiveChannel[T]
 
     async def __aenter__(self) -> Self:
@@ -177,14 +198,6 @@ class _StreamBody(ResponseBody):
             stack.callback(nursery.cancel_scope.cancel, "the stream has ended")
             nursery.start_soon(self._end_when_stopping)
             self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, tb)
-
-    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.http.proxy_headers import (
+from sandboxd.http.proxy.headers import (
     end_to_end,
     from_another_site,
     split_query,
@@ -13,7 +13,7 @@ from sandboxd.http.proxy_headers import (
     token_of_cookies,
     without_token,
 )
-from sandboxd.http.proxy_routes import by_host, by_path
+from sandboxd.http.proxy.routes import by_host, by_path
 
 KEY = "sbx_key"
 # What may stand in a header's value without a meaning of its own.

@@ -1,11 +1,8 @@
 """Directories as archives, streamed in and out."""
 
-from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from quart import request
-from quart.wrappers.response import ResponseBody
 
 from sandboxd.http.compression import Gzip, decoded_body
 from sandboxd.http.native.files.operations import files_of
@@ -14,6 +11,7 @@ from sandboxd.http.native.files.views import (
 )
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import OwningBody
 from sandboxd.service.files.archives import ArchiveFormat, Packing
 from sandboxd.service.files.files import Files
 
@@ -39,30 +37,19 @@ async def pack(call: Call, sandbox: str) -> TrioResponse:
     return TrioResponse(body, content_type=_CONTENT_TYPES[call.query.format])
 
 
-class ArchiveBody(ResponseBody):
+class ArchiveBody(OwningBody):
     """A directory as a response body. Owns: the transfer, from open() until the response ended."""
 
     def __init__(self, files: Files, path: bytes, format_: ArchiveFormat) -> None:
+        super().__init__()
         self._source = files.pack(path, format_)
         self._compressed = format_ is ArchiveFormat.TAR_GZ
-        self._stack = AsyncExitStack()
         self._chunks: Packing | Gzip
 
     async def open(self) -> None:
         """Begin before the response does, so that a missing directory is a 404."""
         packing = await self._stack.enter_async_context(self._source)
         self._chunks = Gzip(packing) if self._compressed else packing
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, tb)
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> bytes:
         return await anext(self._chunks)

@@ -1,8 +1,7 @@
 """Files of any size, streamed in and out."""
 
-from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from quart import request
 from quart.wrappers import Response
@@ -20,6 +19,7 @@ from sandboxd.http.native.files.views import (
 )
 from sandboxd.http.routes import Call
 from sandboxd.http.stack import TrioResponse
+from sandboxd.http.streams import OwningBody
 from sandboxd.service.files.files import Files, WriteOptions
 from sandboxd.service.files.values import FileHeader, FileInfo, version_of
 
@@ -116,14 +116,14 @@ def _with_body(plan: ranges.Plan, body: "FileBody") -> Response:
     return TrioResponse(source, plan.status, headers, content_type="application/octet-stream")
 
 
-class FileBody(ResponseBody):
+class FileBody(OwningBody):
     """A file, or a part of it, as a response body. Owns: the transfer, from open() until the response ended."""
 
     def __init__(self, files: Files, path: bytes, part: ranges.Plan | None = None) -> None:
+        super().__init__()
         self._part = part if part is not None and part.status == 206 else None
         offset, length = (self._part.offset, self._part.length) if self._part else (0, None)
         self._source = files.open(path, offset=offset, length=length)
-        self._stack = AsyncExitStack()
         self._ahead = b""
         self.length: int | None = None
         """what the body will have; None: nobody knows"""
@@ -153,17 +153,6 @@ class FileBody(ResponseBody):
 
     async def close(self) -> None:
         await self._stack.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, tb)
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> bytes:
         """As much as was promised: the file may grow while it is read. Raises: Conflict when it shrinks."""

@@ -1,4 +1,4 @@
-"""The routes of ports: a part of the table in routes.py. HTTP for a port itself passes through http/proxy.py."""
+"""The routes of ports: a part of the table in routes.py. HTTP for a port itself passes through http/proxy/."""
 
 from sandboxd.http.native.ports import ports
 from sandboxd.http.native.ports.schemas import ConcealedPort, ExposePort, NewlyExposedPort, PortList

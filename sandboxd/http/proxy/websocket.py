@@ -4,8 +4,9 @@ Pings are answered on each side by itself: that a client is alive is the server'
 breaks when the program dies. Extensions are not negotiated; messages are passed on whole.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -14,13 +15,11 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError, generate_accept_token, generate_nonce
 
-from sandboxd.config import Config
-from sandboxd.errors import BadGateway, InvalidRequest
+from sandboxd.errors import BadGateway
 from sandboxd.http.peer import stopping_of
-from sandboxd.http.proxy_exchange import Receive, Send, host_of
-from sandboxd.http.proxy_headers import RawHeaders, first, to_client, to_program
-from sandboxd.http.proxy_routes import PortRequest
-from sandboxd.http.proxy_upstream import READ_BYTES, Upstream, UpstreamPool, no_answer
+from sandboxd.http.proxy.forwarding import Forwarding
+from sandboxd.http.proxy.headers import RawHeaders, first, to_client
+from sandboxd.http.proxy.upstream import READ_BYTES, Upstream, UpstreamPool, no_answer
 from sandboxd.http.websockets import GOING_AWAY, Close
 from sandboxd.service.entry import Entry
 
@@ -37,29 +36,15 @@ BROKEN = Close(1014, "the program closed the connection without a word")
 ABNORMAL = 1006
 
 
-class ProxyWebsocket:
+@dataclass(eq=False, kw_only=True)
+class ProxyWebsocket(Forwarding):
     """Owns: the connection to the program, closed when `run` ends.
 
     Cancelled: when the client has left; the program's connection is closed.
     Raises (from `run`, only before the handshake is answered): SandboxdError, what the client is to be told.
     """
 
-    def __init__(
-        self,
-        wanted: PortRequest,
-        scope: Mapping[str, Any],
-        receive: Receive,
-        send: Send,
-        *,
-        limits: Config,
-        is_secret: Callable[[str], bool],
-    ) -> None:
-        self._wanted = wanted
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._limits = limits
-        self._is_secret = is_secret
+    def __post_init__(self) -> None:
         self._nonce = generate_nonce()
         self._sending = trio.StrictFIFOLock()
         self._stream: trio.SocketStream
@@ -67,7 +52,7 @@ class ProxyWebsocket:
 
     async def run(self, pool: UpstreamPool, entry: Entry) -> None:
         request = self._request()
-        upstream = await pool.take(entry, self._wanted.port, reuse=False)
+        upstream = await pool.take(entry, self.wanted.port, reuse=False)
         try:
             await upstream.send(request, h11.EndOfMessage())
             response = await self._response(upstream)
@@ -81,41 +66,36 @@ class ProxyWebsocket:
     # -- the handshake -------------------------------------------------------------------------------------------
 
     def _request(self) -> h11.Request:
-        scope, wanted = self._scope, self._wanted
-        head = to_program(scope, host=host_of(wanted, scope), prefix=wanted.prefix, is_secret=self._is_secret)
         handshake = [
             (b"connection", b"Upgrade"),
             (b"upgrade", b"websocket"),
             (b"sec-websocket-version", b"13"),
             (b"sec-websocket-key", self._nonce),
         ]
-        if scope["subprotocols"]:
-            handshake.append((b"sec-websocket-protocol", ", ".join(scope["subprotocols"]).encode("latin-1")))
-        try:
-            return h11.Request(method=b"GET", target=wanted.target, headers=[*head, *handshake])
-        except h11.LocalProtocolError as error:
-            raise InvalidRequest(f"cannot pass this request on: {error}") from error
+        if subprotocols := self.scope["subprotocols"]:
+            handshake.append((b"sec-websocket-protocol", ", ".join(subprotocols).encode("latin-1")))
+        return self._head(b"GET", handshake)
 
     async def _response(self, upstream: Upstream) -> h11.Response | h11.InformationalResponse:
-        limit = self._limits.ports.response_timeout
+        limit = self.limits.ports.response_timeout
         with trio.move_on_after(limit) as timer:
             response = await upstream.receive()
         if timer.cancelled_caught:
-            raise no_answer(self._wanted.port, limit)
+            raise no_answer(self.wanted.port, limit)
         assert isinstance(response, h11.Response | h11.InformationalResponse)
         return response
 
     async def _accept(self, upstream: Upstream, response: h11.InformationalResponse) -> None:
         given: RawHeaders = list(response.headers)
         if first(given, b"sec-websocket-accept") != generate_accept_token(self._nonce):
-            raise BadGateway(f"cannot open a websocket on port {self._wanted.port}: its answer is none")
+            raise BadGateway(f"cannot open a websocket on port {self.wanted.port}: its answer is none")
         subprotocol = (first(given, b"sec-websocket-protocol") or b"").decode("latin-1") or None
-        if subprotocol is not None and subprotocol not in self._scope["subprotocols"]:
-            raise BadGateway(f"cannot open a websocket on port {self._wanted.port}: it chose an unknown subprotocol")
-        headers = [item for item in to_client(given, prefix=self._wanted.prefix) if not item[0].startswith(b"sec-")]
+        if subprotocol is not None and subprotocol not in self.scope["subprotocols"]:
+            raise BadGateway(f"cannot open a websocket on port {self.wanted.port}: it chose an unknown subprotocol")
+        headers = [item for item in to_client(given, prefix=self.wanted.prefix) if not item[0].startswith(b"sec-")]
         self._stream, rest = upstream.switched()
         self._connection = Connection(ConnectionType.CLIENT, [], rest)
-        await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
+        await self.send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_when_stopping, nursery.cancel_scope)
             nursery.start_soon(self._from_client, nursery.cancel_scope)
@@ -124,22 +104,22 @@ class ProxyWebsocket:
 
     async def _reject(self, upstream: Upstream, response: h11.Response) -> None:
         """The program refuses in HTTP: its answer is the client's."""
-        headers = to_client(response.headers, prefix=self._wanted.prefix)
+        headers = to_client(response.headers, prefix=self.wanted.prefix)
         body = b""
         while isinstance(event := await upstream.receive(), h11.Data):
             body += event.data
             if len(body) > MAX_MESSAGE_BYTES:
-                raise BadGateway(f"cannot pass on the answer of port {self._wanted.port}: it is too long")
+                raise BadGateway(f"cannot pass on the answer of port {self.wanted.port}: it is too long")
         headers = [item for item in headers if item[0] != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         start = {"type": "websocket.http.response.start", "status": response.status_code, "headers": headers}
-        await self._send(start)
-        await self._send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+        await self.send(start)
+        await self.send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
     # -- messages ------------------------------------------------------------------------------------------------
 
     async def _from_client(self, everything: trio.CancelScope) -> None:
-        while (message := await self._receive())["type"] != "websocket.disconnect":
+        while (message := await self.receive())["type"] != "websocket.disconnect":
             if message["type"] == "websocket.receive":
                 await self._tell(_event_of(message))
         if message.get("code", ABNORMAL) != ABNORMAL:  # otherwise the program too is left without a word
@@ -160,7 +140,7 @@ class ProxyWebsocket:
                         await self._end(TOO_BIG.code, TOO_BIG.reason)
                         return
                     if event.message_finished:
-                        await self._send({"type": "websocket.send", **parts.take()})
+                        await self.send({"type": "websocket.send", **parts.take()})
                 elif isinstance(event, CloseConnection):
                     await self._end(event.code, event.reason)
                     return
@@ -176,7 +156,7 @@ class ProxyWebsocket:
             return b""
 
     async def _end_when_stopping(self, everything: trio.CancelScope) -> None:
-        await stopping_of(self._scope).wait()
+        await stopping_of(self.scope).wait()
         await self._end(GOING_AWAY.code, GOING_AWAY.reason)
         everything.cancel("the daemon is stopping")
 
@@ -186,7 +166,7 @@ class ProxyWebsocket:
         await self._close(code, reason)
 
     async def _close(self, code: int, reason: str | None) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def _tell(self, event: Event) -> None:
         # What is closed, or closing, `_from_program` sees too, and says so.

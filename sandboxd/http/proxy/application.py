@@ -1,8 +1,8 @@
 """The reverse proxy: requests for ports of sandboxes, answered by the programs that listen there.
 
-It stands before the application: what a finder (`proxy_routes.py`) recognizes goes to a port, all else passes. The
-client's side is the server's own HTTP/1.1 or HTTP/2, the program's side h11 (`proxy_upstream.py`); between the two
-pass parsed messages with checked headers (`proxy_headers.py`), never bytes, so that neither side can smuggle anything
+It stands before the application: what a finder (`routes.py`) recognizes goes to a port, all else passes. The
+client's side is the server's own HTTP/1.1 or HTTP/2, the program's side h11 (`upstream.py`); between the two
+pass parsed messages with checked headers (`headers.py`), never bytes, so that neither side can smuggle anything
 past the other. Bodies are passed on piece by piece, each side waiting for the other.
 """
 
@@ -13,11 +13,12 @@ from typing import Any
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
 from sandboxd.http.auth import authorize, bearer_token, require_own
 from sandboxd.http.peer import peer_of
-from sandboxd.http.proxy_exchange import ProxyExchange, Receive, Send
-from sandboxd.http.proxy_headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
-from sandboxd.http.proxy_routes import Finder, PortRequest
-from sandboxd.http.proxy_upstream import UpstreamPool
-from sandboxd.http.proxy_websocket import ProxyWebsocket
+from sandboxd.http.proxy.exchange import ProxyExchange
+from sandboxd.http.proxy.forwarding import Receive, Send
+from sandboxd.http.proxy.headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
+from sandboxd.http.proxy.routes import Finder, PortRequest
+from sandboxd.http.proxy.upstream import UpstreamPool
+from sandboxd.http.proxy.websocket import ProxyWebsocket
 from sandboxd.http.stack import ASGIFramework
 from sandboxd.model import Scope as KeyScope
 from sandboxd.service.entry import Entry
@@ -58,7 +59,14 @@ class PortProxy:
 
     async def _relay(self, wanted: PortRequest, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         kind = ProxyWebsocket if scope["type"] == "websocket" else ProxyExchange
-        exchange = kind(wanted, scope, receive, send, limits=self._service.config, is_secret=self._is_key)
+        exchange = kind(
+            wanted=wanted,
+            scope=scope,
+            receive=receive,
+            send=send,
+            limits=self._service.config,
+            is_secret=self._is_key,
+        )
         await exchange.run(self._pool, entry)
 
     def _is_key(self, secret: str) -> bool:

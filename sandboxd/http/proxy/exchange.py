@@ -1,22 +1,18 @@
 """One proxied request: its body to the program and the program's answer back, both at once."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import h11
 import trio
 
-from sandboxd.config import Config
 from sandboxd.errors import BadGateway, InvalidRequest, SandboxdError, TimedOut, ungrouped
 from sandboxd.http.exchange import BODY_FOLLOWS
 from sandboxd.http.peer import stopping_of
-from sandboxd.http.proxy_headers import RawHeaders, first, to_client, to_program
-from sandboxd.http.proxy_routes import PortRequest
-from sandboxd.http.proxy_upstream import Upstream, UpstreamPool, no_answer
+from sandboxd.http.proxy.forwarding import Forwarding
+from sandboxd.http.proxy.headers import RawHeaders, first, to_client
+from sandboxd.http.proxy.upstream import Upstream, UpstreamPool, no_answer
 from sandboxd.service.entry import Entry
-
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 # RFC 9110 §9.2.2: may be asked twice. Only these, without a body, go over a connection that was used before, since
 # the program may close it in that very moment; what does not come through is asked again over a fresh one.
@@ -29,7 +25,8 @@ _SELDOM_A_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _UNSUPPORTED = frozenset({"CONNECT", "TRACE"})
 
 
-class ProxyExchange:
+@dataclass(eq=False, kw_only=True)
+class ProxyExchange(Forwarding):
     """Owns: the connection to the program; it is given back or closed when `run` ends.
 
     Cancelled: when the client leaves; the program sees its connection closed.
@@ -37,22 +34,7 @@ class ProxyExchange:
     failure cuts the answer off, so that half of one never looks whole.
     """
 
-    def __init__(
-        self,
-        wanted: PortRequest,
-        scope: Mapping[str, Any],
-        receive: Receive,
-        send: Send,
-        *,
-        limits: Config,
-        is_secret: Callable[[str], bool],
-    ) -> None:
-        self._wanted = wanted
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._limits = limits
-        self._is_secret = is_secret
+    def __post_init__(self) -> None:
         self._pending: list[Any] = []
         self._has_body = False
         self._begun = False
@@ -60,7 +42,7 @@ class ProxyExchange:
 
     async def run(self, pool: UpstreamPool, entry: Entry) -> None:
         request = await self._request()
-        reuse = not self._has_body and self._scope["method"] in _REPEATABLE
+        reuse = not self._has_body and self.scope["method"] in _REPEATABLE
         try:
             if not await self._ask(pool, entry, request, reuse=reuse):
                 await self._ask(pool, entry, request, reuse=False)
@@ -70,7 +52,7 @@ class ProxyExchange:
 
     async def _ask(self, pool: UpstreamPool, entry: Entry, request: h11.Request, *, reuse: bool) -> bool:
         """Whether there was an answer: not on a connection that was used before, and just being closed."""
-        upstream = await pool.take(entry, self._wanted.port, reuse=reuse)
+        upstream = await pool.take(entry, self.wanted.port, reuse=reuse)
         try:
             with ungrouped():
                 await self._converse(upstream, request)
@@ -99,51 +81,46 @@ class ProxyExchange:
     # -- to the program ------------------------------------------------------------------------------------------
 
     async def _request(self) -> h11.Request:
-        scope, wanted = self._scope, self._wanted
-        if scope["method"] in _UNSUPPORTED:
-            raise InvalidRequest(f"cannot pass {scope['method']} on to a port")
-        head = to_program(scope, host=host_of(wanted, scope), prefix=wanted.prefix, is_secret=self._is_secret)
-        framing = await self._framing()
-        try:
-            return h11.Request(method=scope["method"], target=wanted.target, headers=[*head, *framing])
-        except h11.LocalProtocolError as error:
-            raise InvalidRequest(f"cannot pass this request on: {error}") from error
+        method = self.scope["method"]
+        if method in _UNSUPPORTED:
+            raise InvalidRequest(f"cannot pass {method} on to a port")
+        return self._head(method, await self._framing())
 
     async def _framing(self) -> RawHeaders:
         """How the program is told where the body ends. When both are said, chunks count (RFC 9112 §6.3)."""
-        given = self._scope["headers"]
+        given = self.scope["headers"]
         length = first(given, b"content-length")
         if length is not None and first(given, b"transfer-encoding") is None:
             self._has_body = int(length) > 0
             return [(b"content-length", length)]
-        if self._scope["http_version"] < "2":
+        if self.scope["http_version"] < "2":
             self._has_body = first(given, b"transfer-encoding") is not None
         else:
-            self._has_body = self._scope["method"] not in _SELDOM_A_BODY or await self._body_follows()
+            self._has_body = self.scope["method"] not in _SELDOM_A_BODY or await self._body_follows()
         return [(b"transfer-encoding", b"chunked")] if self._has_body else []
 
     async def _body_follows(self) -> bool:
-        self._pending = [await self._receive()]
+        self._pending = [await self.receive()]
         return bool(self._pending[0].get("body")) or bool(self._pending[0].get("more_body"))
 
     async def _send_body(self, upstream: Upstream) -> None:
         """The program may answer before it has read all, and close: then the answer counts, not what it missed."""
-        limit = self._limits.ports.response_timeout
+        limit = self.limits.ports.response_timeout
         try:
             while self._has_body:
                 data = await self._next_piece()
                 with trio.fail_after(limit):
                     await upstream.send(*([h11.Data(data=data)] if data else []), *self._end())
         except trio.TooSlowError:
-            raise no_answer(self._wanted.port, limit) from None
+            raise no_answer(self.wanted.port, limit) from None
         except BadGateway:
             pass
         self._patience.deadline = trio.current_time() + limit
 
     async def _next_piece(self) -> bytes:
-        limit = self._limits.http.body_idle_timeout
+        limit = self.limits.http.body_idle_timeout
         with trio.move_on_after(limit) as timer:
-            message = self._pending.pop() if self._pending else await self._receive()
+            message = self._pending.pop() if self._pending else await self.receive()
         if timer.cancelled_caught:
             raise TimedOut(f"cannot pass the request on: its body did not go on within {limit:g} s")
         self._has_body = message["type"] == "http.request" and message.get("more_body", False)
@@ -155,13 +132,13 @@ class ProxyExchange:
     # -- to the client -------------------------------------------------------------------------------------------
 
     async def _answer(self, upstream: Upstream) -> None:
-        limit = self._limits.ports.response_timeout
+        limit = self.limits.ports.response_timeout
         if not self._has_body:
             self._patience.deadline = trio.current_time() + limit
         with self._patience:
             response = await upstream.receive()
         if self._patience.cancelled_caught:
-            raise no_answer(self._wanted.port, limit)
+            raise no_answer(self.wanted.port, limit)
         assert isinstance(response, h11.Response)
         parts, whole = _at_hand(upstream)
         await self._begin(response, body_follows=whole)
@@ -173,8 +150,8 @@ class ProxyExchange:
         await self._pass_body(upstream, endless=_is_endless(response))
 
     async def _begin(self, response: h11.Response, *, body_follows: bool) -> None:
-        headers = to_client(response.headers, prefix=self._wanted.prefix)
-        if self._has_body and self._scope["http_version"] < "2":
+        headers = to_client(response.headers, prefix=self.wanted.prefix)
+        if self._has_body and self.scope["http_version"] < "2":
             headers.append((b"connection", b"close"))  # nobody will read what is left of the request
         start: dict[str, Any] = {
             "type": "http.response.start",
@@ -184,7 +161,7 @@ class ProxyExchange:
         if body_follows:
             start[BODY_FOLLOWS] = True
         self._begun = True
-        await self._send(start)
+        await self.send(start)
 
     async def _pass_body(self, upstream: Upstream, *, endless: bool) -> None:
         if not endless:
@@ -197,22 +174,22 @@ class ProxyExchange:
 
     async def _end_when_stopping(self, scope: trio.CancelScope) -> None:
         """A stream of events has no end to wait for when the daemon stops."""
-        await stopping_of(self._scope).wait()
+        await stopping_of(self.scope).wait()
         scope.cancel("the daemon is stopping")
 
     async def _pass_pieces(self, upstream: Upstream) -> None:
         while True:
-            with trio.move_on_after(self._limits.ports.idle_timeout) as timer:
+            with trio.move_on_after(self.limits.ports.idle_timeout) as timer:
                 event = await upstream.receive()
             if timer.cancelled_caught:
-                raise no_answer(self._wanted.port, self._limits.ports.idle_timeout)
+                raise no_answer(self.wanted.port, self.limits.ports.idle_timeout)
             if not isinstance(event, h11.Data):
                 await self._pass_on(b"", more=False)
                 return
             await self._pass_on(bytes(event.data))
 
     async def _pass_on(self, data: bytes, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 def _at_hand(upstream: Upstream) -> tuple[list[bytes], bool]:
@@ -225,9 +202,3 @@ def _at_hand(upstream: Upstream) -> tuple[list[bytes], bool]:
 
 def _is_endless(response: h11.Response) -> bool:
     return (first(response.headers, b"content-type") or b"").lower().startswith(b"text/event-stream")
-
-
-def host_of(wanted: PortRequest, scope: Mapping[str, Any]) -> bytes:
-    """By host name, what the client called it: programs compare it with Origin. By path, `localhost`."""
-    given = first(scope["headers"], b"host")
-    return given if wanted.prefix is None and given else f"localhost:{wanted.port}".encode()

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from sandboxd.errors import SandboxdError
 from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.proxy_headers import first, split_query
+from sandboxd.http.proxy.headers import first, split_query
 
 Scope = Mapping[str, Any]
 
