@@ -29,7 +29,8 @@ from wsproto.events import (
 )
 from wsproto.events import Request as WsRequest
 
-connections = []
+answering = set()
+"""Conversations with a request that is not done with."""
 
 
 class Conversation:
@@ -62,8 +63,10 @@ class Conversation:
             url = urlsplit(request.target.decode())
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             handler = globals().get("do_" + url.path.split("/")[1].replace("-", "_"), do_echo)
+            answering.add(self)
             if handler(self, request, query) is False or self.http.our_state is h11.MUST_CLOSE:
                 return
+            answering.discard(self)
             for _ in () if self.http.their_state is h11.DONE else self.body():
                 pass
             self.http.start_next_cycle()
@@ -202,13 +205,16 @@ def do_stall(self, request, query):
 
 
 def do_deaf(self, request, query):
-    """Never reads the body."""
+    """Never reads the body, nor notices that the other side has gone."""
+    answering.discard(self)
     time.sleep(3600)
 
 
-def do_connections(self, request, query):
-    """How many connections are open, this one included."""
-    self.answer(str(len(connections)).encode())
+def do_answering(self, request, query):
+    """How many requests are under way, this one included."""
+    count = len(answering)
+    answering.discard(self)  # before it can be asked again
+    self.answer(str(count).encode())
 
 
 def hold(self):
@@ -296,15 +302,15 @@ class Websocket:
 
 
 def converse(sock, number):
-    connections.append(sock)
+    conversation = Conversation(sock, number)
     try:
         with sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            Conversation(sock, number).serve()
+            conversation.serve()
     except (OSError, h11.ProtocolError, wsproto.utilities.ProtocolError):
         pass
     finally:
-        connections.remove(sock)
+        answering.discard(conversation)
 
 
 def main(port):

@@ -131,7 +131,7 @@ def test_an_exposed_port_is_open_under_its_name(served: Served) -> None:
     exposed = served.expose()
     assert exposed["host"] == f"{PORT}-{served.id}.localhost:{served.address[1]}"
     assert exposed["url"] == f"http://{exposed['host']}/"
-    result = subprocess.run(["curl", "-sS", "-m", "30", exposed["url"] + "a%2Fb?c"], capture_output=True, check=True)
+    result = subprocess.run(["curl", "-sS", "-m", "60", exposed["url"] + "a%2Fb?c"], capture_output=True, check=True)
     seen = json.loads(result.stdout)
     assert seen["target"] == "/a%2Fb?c"
     assert ["host", exposed["host"]] in seen["headers"]
@@ -226,9 +226,10 @@ def test_a_programs_cookies_are_for_its_own_name_only(served: Served) -> None:
 
 
 def test_an_exposure_ends_with_its_time(served: Served) -> None:
-    exposed = served.expose(ttl_ms=1500)
+    exposed = served.expose(ttl_ms=600_000)
     assert exposed["end_at"] is not None
     assert visit(served, exposed["host"]).status == 200
+    served.expose(ttl_ms=200)  # once more, for another time
     wait_until(lambda: visit(served, exposed["host"]).status == 401)
     assert served.box.daemon.call("GET", f"/v1/sandboxes/{served.id}/ports").json["exposed"] == []
 

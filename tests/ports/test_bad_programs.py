@@ -14,7 +14,7 @@ import pytest
 from tests.clients.conftest import Access, listening_on_tcp
 from tests.conftest import daemon_as_root
 from tests.ports.conftest import Served, start_program
-from tests.ports.test_http import LIMIT, ask, connected, open_connections, told
+from tests.ports.test_http import LIMIT, ask, connected, requests_under_way, told
 from tests.support.daemon import running
 from tests.support.sandbox import Box
 from tests.support.waiting import wait_until
@@ -148,7 +148,7 @@ def test_methods_that_are_not_for_a_server_behind_another_are_refused(served: Se
 def test_a_sandbox_that_ends_under_a_request(served: Served) -> None:
     with connected(served) as connection:
         connection.request("GET", f"{served.path}/silent", headers=served.key)
-        wait_until(lambda: open_connections(served) == 2)
+        wait_until(lambda: requests_under_way(served) == 2)
         served.box.daemon.delete(served.id)
         answer = connection.getresponse()
         assert answer.status == 502
@@ -171,10 +171,10 @@ def test_there_is_a_bound_to_connections_of_one_sandbox(served: Served) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(image_dir: Path) -> Iterator[Served]:
-    """Behind a daemon that waits for nobody longer than a second."""
+    """Behind a daemon that waits for nobody longer than some seconds, and in the midst of an answer only for one."""
     fresh = listening_on_tcp(daemon_as_root(image_dir))
     config = fresh.root / "config.toml"
-    config.write_text("[ports]\nresponse_timeout = 1.0\nidle_timeout = 1.0\n[http]\nbody_idle_timeout = 1.0\n")
+    config.write_text("[ports]\nresponse_timeout = 2.0\nidle_timeout = 1.0\n[http]\nbody_idle_timeout = 3.0\n")
     fresh = dataclasses.replace(fresh, options=(*fresh.options, "--config", str(config)))
     with running(fresh) as daemon:
         key = daemon.call("POST", "/v1/keys", {"name": "hasty", "scopes": ["read", "write"]}).json["key"]
@@ -184,10 +184,9 @@ def hasty(image_dir: Path) -> Iterator[Served]:
 
 
 def test_a_program_that_never_answers_is_a_504(hasty: Served) -> None:
-    before = open_connections(hasty)
     status, body = refusal(hasty, "GET", "/silent")
     assert (status, body["kind"]) == (504, "no_answer")
-    wait_until(lambda: open_connections(hasty) == before)
+    wait_until(lambda: requests_under_way(hasty) == 1)
 
 
 def test_a_program_that_never_reads_is_a_504(hasty: Served) -> None:
@@ -196,20 +195,18 @@ def test_a_program_that_never_reads_is_a_504(hasty: Served) -> None:
 
 
 def test_an_answer_that_stops_is_cut_off(hasty: Served) -> None:
-    before = open_connections(hasty)
     with contextlib.closing(socket.create_connection(hasty.address, LIMIT)) as sock, sock.makefile("rb") as stream:
         sock.sendall(f"GET {hasty.path}/stall HTTP/1.1\r\nHost: x\r\nX-API-Key: {hasty.access.key}\r\n\r\n".encode())
         assert stream.read().endswith(b"\r\n\r\nhalf")
-    wait_until(lambda: open_connections(hasty) == before)
+    wait_until(lambda: requests_under_way(hasty) == 1)
 
 
 def test_a_body_that_stops_is_a_408(hasty: Served) -> None:
-    before = open_connections(hasty)
     with contextlib.closing(socket.create_connection(hasty.address, LIMIT)) as sock, sock.makefile("rb") as stream:
         head = f"POST {hasty.path}/echo HTTP/1.1\r\nHost: x\r\nX-API-Key: {hasty.access.key}\r\nContent-Length: 9\r\n"
         sock.sendall(f"{head}\r\nhalf".encode())
         assert stream.readline().split()[1] == b"408"
-    wait_until(lambda: open_connections(hasty) == before)
+    wait_until(lambda: requests_under_way(hasty) == 1)
 
 
 def test_a_port_whose_backlog_is_full_is_a_504(hasty: Served) -> None:

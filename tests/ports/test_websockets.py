@@ -15,7 +15,7 @@ from trio_websocket import (
 )
 
 from tests.ports.conftest import Served
-from tests.ports.test_http import open_connections
+from tests.ports.test_http import requests_under_way
 from tests.support.waiting import wait_until
 
 LIMIT = 60.0
@@ -172,7 +172,7 @@ async def test_a_client_that_vanishes_is_gone_for_the_program_too(served: Served
     async with websocket(served) as socket:
         await socket.send_message("hello")
         await socket.get_message()
-    await trio.to_thread.run_sync(lambda: wait_until(lambda: open_connections(served) == 1))
+    await trio.to_thread.run_sync(lambda: wait_until(lambda: requests_under_way(served) == 1))
     assert "1006" in served.box.shell("cat /tmp/closed || echo 1006")["stdout"]
 
 
@@ -232,4 +232,4 @@ async def test_a_stopping_daemon_says_so_to_both(own_served: Served) -> None:
         assert await trio.to_thread.run_sync(daemon.stop) == 0
         assert (await closed(socket))[0] == 1001
     daemon.start()
-    assert own_served.box.shell("cat /tmp/closed")["stdout"] == "1001 the daemon is stopping\n"
+    wait_until(lambda: own_served.box.shell("cat /tmp/closed")["stdout"] == "1001 the daemon is stopping\n")
