@@ -1,4 +1,5 @@
 import h2.events
+import pytest
 import trio
 
 from sandboxd.http.serving import ServingLimits
@@ -118,5 +119,7 @@ async def test_http2_uploads_refused_half_way_give_their_window_back(app):
 async def test_idle_http2_connection_is_closed_after_its_limit(app, autojump_clock):
     async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
         http = Http2Client(stream)
+        began = trio.current_time()
         await http.flush()
         await read_to_end(stream)
+        assert trio.current_time() - began == pytest.approx(0.3, abs=0.1)
