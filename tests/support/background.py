@@ -47,7 +47,7 @@ class Background:
     def views(self) -> list[Any]:
         return list(self.daemon.call("GET", self.path).json["commands"])
 
-    def ended(self, command: str, *, limit_ms: int = 60_000) -> Any:
+    def ended(self, command: str, *, limit_ms: int = 50_000) -> Any:
         """Wait for its end."""
         view = self.post(command, "wait", {"timeout_ms": limit_ms})
         assert view["status"] != "running", view

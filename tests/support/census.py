@@ -14,11 +14,12 @@ from pathlib import Path
 
 from sandboxd.isolation.marks import MARK
 from sandboxd.service.slots import READY
+from tests.support.waiting import PATIENCE
 
 RUN = "SANDBOXD_TEST_RUN"
 DAEMON = "SANDBOXD_TEST_DAEMON"
 # The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
-SETTLE = 20.0
+SETTLE = PATIENCE
 
 cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
 """cgroup directories that belong to this run; a daemon of the tests adds its own"""

@@ -1,5 +1,6 @@
 """An ordinary user of this machine with subordinate ids, made for the tests and kept between runs for its images."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import pwd
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandboxd.kernel.userns import IDS_PER_RANGE
@@ -19,14 +21,24 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def home() -> Path:
     """A directory of the user's, which the rest of the path lets it reach. The user is made if it is not there."""
-    try:
-        entry = pwd.getpwnam(NAME)
-    except KeyError:
-        # useradd hands out subordinate ids by itself; a system user would get none.
-        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", NAME], check=True, capture_output=True)
-        entry = pwd.getpwnam(NAME)
-    os.chmod(entry.pw_dir, 0o755)
+    with one_at_a_time():
+        try:
+            entry = pwd.getpwnam(NAME)
+        except KeyError:
+            # useradd hands out subordinate ids by itself; a system user would get none.
+            command = ["useradd", "--create-home", "--shell", "/bin/bash", NAME]
+            subprocess.run(command, check=True, capture_output=True)
+            entry = pwd.getpwnam(NAME)
+        os.chmod(entry.pw_dir, 0o755)
     return Path(entry.pw_dir)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Among the tests' processes, which all begin by wanting this user."""
+    with open("/etc/passwd") as lock:  # who waited for the one without the user finds one with it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def subordinate_ids() -> range:

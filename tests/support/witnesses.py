@@ -18,8 +18,9 @@ from sandboxd.kernel.cgroup_tree import discover_cgroups
 from sandboxd.service.slots import READY
 from tests.support import census
 from tests.support.daemon import Daemon
+from tests.support.waiting import PATIENCE
 
-SETTLE = 20.0
+SETTLE = PATIENCE
 Sets = dict[str, frozenset[str]]
 Findings = dict[str, tuple[list[str], list[str]]]
 
