@@ -41,13 +41,14 @@ class EventLog:
         return await self._store.events(after=after, limit=limit, sandbox=sandbox)
 
     async def last_id(self) -> int:
+        """Of the newest event: where `from now on` begins."""
         return await self._store.last_event()
 
     async def follow(
-        self, *, after: int | None, sandbox: str | None = None, wanted: Callable[[Event], bool] = lambda _: True
+        self, *, after: int, sandbox: str | None = None, wanted: Callable[[Event], bool] = lambda _: True
     ) -> AsyncGenerator[Event, None]:
-        """Events after that id (None: from now on), and then each new one. Never ends; close it when done."""
-        cursor = await self.last_id() if after is None else after
+        """Events after that id, and then each new one. Never ends; close it when done."""
+        cursor = after
         while True:
             news = self._news  # taken before the read, so that nothing falls between reading and waiting
             batch = await self.list(after=cursor, limit=BATCH, sandbox=sandbox)

@@ -228,9 +228,7 @@ class Daemon:
         """One request on a connection of its own."""
         with contextlib.closing(self.connect()) as connection:
             content = data if data is not None else (None if body is None else json.dumps(body).encode())
-            # An early refusal of a long body comes before all of it has gone, and may be followed by the close.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, path, content, dict(headers))
+            connection.request(method, path, content, dict(headers))
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read())
 

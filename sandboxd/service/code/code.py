@@ -10,6 +10,7 @@ before anybody asks.
 
 import contextlib
 import logging
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, TypeVar
@@ -189,8 +190,8 @@ class Code:
 
     async def _ask(self, entry: Entry, request: bytes, decode: Callable[[bytes], _T]) -> _T:
         try:
-            with trio.fail_after(ANSWER_LIMIT):
-                async with self._request(entry, request) as answer:
+            async with self._request(entry, request, limit=ANSWER_LIMIT) as answer:
+                with trio.fail_after(ANSWER_LIMIT):
                     return decode(await _line(answer))
         except (BridgeError, trio.BrokenResourceError, trio.TooSlowError) as error:
             _still_there(entry)
@@ -216,21 +217,24 @@ class Code:
         return self._config.ready_kernels if memory is None or memory >= MEMORY_FOR_SPARES else 0
 
     @contextlib.asynccontextmanager
-    async def _request(self, entry: Entry, request: bytes) -> AsyncIterator["_Answer"]:
-        """Send a request; the block gets the answer, once it begins."""
+    async def _request(self, entry: Entry, request: bytes, *, limit: float = math.inf) -> AsyncIterator["_Answer"]:
+        """Send a request; the block gets the answer, once it begins. `limit`: seconds for that, with a bridge there.
+
+        Raises: trio.TooSlowError.
+        """
         async with contextlib.AsyncExitStack() as stack:
-            answer = await self._try(stack, entry, request)
+            answer = await self._try(stack, entry, request, limit)
             if not answer.first:
                 # A bridge that was killed takes connections until its last moment, but no requests: the next will.
                 _still_there(entry)
-                answer = await self._try(stack, entry, request)
+                answer = await self._try(stack, entry, request, limit)
             yield answer
 
-    async def _try(self, stack: contextlib.AsyncExitStack, entry: Entry, request: bytes) -> "_Answer":
+    async def _try(self, stack: contextlib.AsyncExitStack, entry: Entry, request: bytes, limit: float) -> "_Answer":
         stream = await self._connect(entry)
         stack.push_async_callback(trio.aclose_forcefully, stream)
         stack.enter_context(entry.in_use())
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(limit):
             await stream.send_all(request)
             return _Answer(stream, await stream.receive_some(_RECEIVE_SIZE))
         return _Answer(stream, b"")

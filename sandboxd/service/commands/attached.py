@@ -60,13 +60,17 @@ class RunningCommand:
         self._attachment = attachment
         self._kills_before = _counted_kills(entry)
         self._timed_out = False
-        self._killed = trio.Event()
+        self._killing: trio.Event | None = None
+        """set when the kill is done that was begun last"""
         self.exited: CommandExited | None = None
 
     async def receive(self) -> CommandEvent:
         """The next event; after CommandExited there is none."""
         with init_errors(self._entry):
-            return self._translate(await self._attachment.receive())
+            event = self._translate(await self._attachment.receive())
+        if isinstance(event, CommandExited):
+            await self._finish_killing()
+        return event
 
     async def send_stdin(self, data: bytes) -> None:
         """Returns when sandbox-init has room for it, not when the command has read it."""
@@ -92,33 +96,43 @@ class RunningCommand:
 
     async def kill(self) -> None:
         """SIGKILL the command and everything it started, whatever session that moved to."""
-        await self.signal(signal.SIGKILL, Scope.TREE)
+        with self._killing_it():
+            await self._kill_tree()
 
     async def kill_at(self, deadline: float) -> None:
         """A task beside the reader: the time limit."""
         await trio.sleep_until(deadline)
         self._timed_out = True
-        try:
+        with self._killing_it():
             while True:
                 if await self._try_kill():
                     return
                 await trio.sleep(KILL_RETRY)
-        finally:
-            self._killed.set()
+
+    async def _kill_tree(self) -> None:
+        await self.signal(signal.SIGKILL, Scope.TREE)
 
     async def _try_kill(self) -> bool:
         try:
-            await self.kill()
+            await self._kill_tree()
         except Unprocessable as error:  # a bomb outran it, or something sleeps in the kernel
             log.warning("command %d of %s: %s", self.started.id, self._entry.sandbox.id, error)
             return False
         return True
 
-    async def finish_killing(self) -> None:
-        """Until the kill that its time limit began is done: the first process goes early, the last one late."""
-        if self._timed_out:
+    @contextlib.contextmanager
+    def _killing_it(self) -> Iterator[None]:
+        done = self._killing = trio.Event()
+        try:
+            yield
+        finally:
+            done.set()
+
+    async def _finish_killing(self) -> None:
+        """Until a kill that was begun is done: the first process goes early, the last one late."""
+        if self._killing is not None:
             with trio.move_on_after(KILL_LIMIT):
-                await self._killed.wait()
+                await self._killing.wait()
 
     def _translate(self, event: init_client.Event) -> CommandEvent:
         match event:
@@ -176,8 +190,6 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
         finally:
             if command.exited is None:
                 await _kill_unheard(command)
-            else:
-                await command.finish_killing()
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,9 @@ async def events(call: Call) -> EventList | TrioResponse:
     else:
         call.require_own(sandbox=call.query.sandbox)
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
-        return sse_response(_follow(call, resume_after(call.query.after)))
+        after = resume_after(call.query.after)
+        # From now on, not from when the stream begins: a client with the headers may do what it wants to hear of.
+        return sse_response(_follow(call, await call.service.events.last_id() if after is None else after))
     after = call.query.after or 0
     found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=call.query.sandbox)
     return EventList(events=[EventView.of(event) for event in found], next_after=found[-1].id if found else after)
@@ -32,7 +34,7 @@ def resume_after(after: int | None) -> int | None:
 
 
 @trio.as_safe_channel
-async def _follow(call: Call, after: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+async def _follow(call: Call, after: int) -> AsyncGenerator[ServerSentEvent, None]:
     async with aclosing(call.service.events.follow(after=after, sandbox=call.query.sandbox)) as stream:
         async for event in stream:
             data = EventView.of(event).model_dump_json()
