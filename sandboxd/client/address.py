@@ -62,12 +62,19 @@ class Address:
                 return await trio.open_unix_socket(self.socket)
             if not self.tls:
                 return await trio.open_tcp_stream(self.host, self.port)
-            context = ssl.create_default_context()
-            stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context)
-            await stream.do_handshake()
-            return stream
+            return await self._connect_tls()
         except (OSError, trio.BrokenResourceError) as error:
             raise DaemonUnreachable(_explain(self, error)) from error
+
+    async def _connect_tls(self) -> Stream:
+        context = ssl.create_default_context()
+        stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context)
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream
 
 
 def default_address() -> Address:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from sandboxd.client.address import Address, default_address
+from sandboxd.client.errors import ClientError
 from sandboxd.client.http import Answer, Headers, HttpPool
 from sandboxd.client.models import Json
 from sandboxd.client.streams import read_object
@@ -76,6 +77,8 @@ def command_wish(command: Command) -> dict[str, Any]:
 
 
 def sandbox_path(sandbox: str, operation: str = "") -> str:
+    if "/" in sandbox:  # the server would take it for a longer path, and say that there is none
+        raise ClientError(f"cannot find a sandbox {sandbox!r}: no id and no name has a slash in it")
     return f"/v1/sandboxes/{quote(sandbox, safe='')}{'/' if operation else ''}{operation}"
 
 

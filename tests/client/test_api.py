@@ -9,7 +9,7 @@ import pytest
 
 from sandboxd import __version__
 from sandboxd import client as package
-from sandboxd.client import ApiError, Client, ConnectionLost, Exited, Output, Sandbox, Started
+from sandboxd.client import ApiError, Client, ClientError, ConnectionLost, Exited, Output, Sandbox, Started
 from tests.support.daemon import Daemon
 
 
@@ -36,6 +36,11 @@ async def test_the_life_of_a_sandbox(client: Client) -> None:
     with pytest.raises(ApiError) as caught:
         await client.get("box")
     assert (caught.value.status, caught.value.kind) == (404, "not_found")
+
+
+async def test_a_place_for_cp_is_no_sandbox(client: Client) -> None:
+    with pytest.raises(ClientError, match="has a slash in it"):
+        await client.get("box:/tmp")
 
 
 async def test_listing_goes_through_all_pages(client: Client, root_daemon: Daemon) -> None:
