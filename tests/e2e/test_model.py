@@ -310,9 +310,7 @@ def test_any_life_of_sandboxes_and_snapshots_is_as_the_model_has_it(modelled: No
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
-            print_blob=True,
             # The first failure is told as it is: to shorten it takes a run of them all for each attempt.
             phases=(Phase.reuse, Phase.generate),
         ),

@@ -74,7 +74,6 @@ def target(served: tuple[Daemon, str, str]) -> Iterator[tuple[Daemon, str, str]]
 @schema.parametrize()
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 def test_no_request_is_answered_with_a_5xx(case: schemathesis.Case, target: tuple[Daemon, str, str]) -> None:

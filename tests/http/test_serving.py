@@ -301,7 +301,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.lists(FRAGMENTS | st.binary(max_size=40), max_size=12).map(b"".join), min_size=10, max_size=25))
 def test_junk_never_ends_the_server(app, junk):
     """Each example is a batch of connections with something different wrong, left open, then a sane request."""

@@ -1,5 +1,6 @@
 """Builds sandbox-init once, and gives tests one of their own."""
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -14,7 +15,9 @@ from tests.init.harness import RELEASE, SANITIZED, SOURCES, RunningInit, ordinar
 @pytest.fixture(scope="session")
 def binaries() -> dict[str, Path]:
     """Both builds, brought up to date."""
-    subprocess.run(["make", "-s", "-C", SOURCES, "all", "sanitized"], check=True)
+    with open(SOURCES / "Makefile") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests' other processes want them too, and would write the same files
+        subprocess.run(["make", "-s", "-C", SOURCES, "all", "sanitized"], check=True)
     return {"release": RELEASE, "sanitized": SANITIZED}
 
 

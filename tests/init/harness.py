@@ -1,11 +1,12 @@
 """Real sandbox-inits to test: as an ordinary process, and as pid 1 of namespaces of its own."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import trio
 from sandboxd.isolation.init_client import Attachment, InitClient, InitGone, SpawnRequest
 from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
 from sandboxd.isolation.wire import Output, Stream
+from tests.support.waiting import PATIENCE
 
 SOURCES = Path(__file__).parents[2] / "rootfs" / "init"
 RELEASE = SOURCES / "build" / "sandbox-init"
@@ -32,19 +34,56 @@ class RunningInit:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def resident_kb(self) -> int:
-        return psutil.Process(self.pid).memory_info().rss // 1024
+        # By its page tables: the counters behind all other figures lag behind by some hundred KiB.
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        found = re.search(r"^Rss: +(\d+) kB$", rollup, re.MULTILINE)
+        assert found is not None, rollup
+        return int(found[1])
 
     async def wait_idle(self) -> None:
-        """Until every keeper and worker has been reaped."""
+        """Until what was asked before is over and every keeper and worker has been reaped."""
+        # Something asked of it just now may have no worker yet; it has been looked at when a later question was.
+        await self.client.hello()
         process = psutil.Process(self.pid)
         await wait_until(lambda: not process.children())
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Poll for what the kernel does not announce."""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.005)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Neither gone nor dead: a zombie only waits to be reaped."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """What it runs; empty when it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return [one for one in psutil.Process(pid).children(recursive=True) if alive(one)]
+
+
+def has_terminal(pid: int, program: str) -> bool:
+    """Whether such a program, below this process, is in the foreground of its terminal."""
+    for one in descendants(pid):
+        with suppress(OSError):
+            name, _, rest = Path(f"/proc/{one.pid}/stat").read_text().rpartition(")")
+            _state, _parent, group, _session, _terminal, foreground = rest.split()[:6]
+            if name.partition("(")[2] == program and group == foreground:
+                return True
+    return False
 
 
 def _listen(path: Path) -> socket.socket:
@@ -85,23 +124,23 @@ async def ordinary_init(binary: Path, directory: Path) -> AsyncIterator[RunningI
     with _started([os.fspath(binary)], directory) as process:
         init = RunningInit(InitClient(directory / "init.sock"), directory / "init.sock", process.pid)
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 await init.client.hello()
             yield init
         finally:
-            with trio.CancelScope(shield=True), trio.fail_after(20):
+            with trio.CancelScope(shield=True), trio.fail_after(PATIENCE):
                 await _end(init, process)
 
 
 async def _end(init: RunningInit, process: subprocess.Popen[bytes]) -> None:
     try:
-        descendants = psutil.Process(init.pid).children(recursive=True)
+        below = descendants(init.pid)
         await init.client.shutdown(grace_ms=0)
     except (InitGone, psutil.NoSuchProcess):
         # A test may have shut it down; nothing else ends it.
-        assert process.wait(10) == 0, f"sandbox-init has died: {process.returncode}"
+        assert process.wait(PATIENCE) == 0, f"sandbox-init has died: {process.returncode}"
         return
-    left = [child for child in descendants if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    left = [child for child in below if alive(child)]
     assert not left, left
 
 
@@ -137,7 +176,7 @@ async def pid1_init(binary: Path, directory: Path, etc: Etc | None = None) -> As
     namespaces = ["unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc"]
     with _started([*namespaces, "sh", "-c", script, os.fspath(binary)], directory) as process:
         client = InitClient(directory / "init.sock")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             await client.hello()
         (pid,) = (child.pid for child in psutil.Process(process.pid).children())
         yield RunningInit(client, directory / "init.sock", pid)

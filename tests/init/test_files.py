@@ -17,6 +17,7 @@ from sandboxd.isolation.init_files import WriteOptions
 from sandboxd.isolation.init_messages import Entry
 from sandboxd.isolation.wire import MAX_DEPTH, FileType
 from tests.init.harness import Content, RunningInit, wait_until
+from tests.support.waiting import PATIENCE
 
 MIB = 1024 * 1024
 
@@ -146,7 +147,7 @@ class TestReading:
     )
     async def test_what_cannot_be_read(self, init: RunningInit, place: Path, make, kind: str, number: int) -> None:
         make(place / "thing")
-        with trio.fail_after(5), pytest.raises(InitError) as raised:
+        with trio.fail_after(PATIENCE), pytest.raises(InitError) as raised:
             await content(init.client, place / "thing")
         assert (raised.value.kind, raised.value.errno) == (kind, number)
 
@@ -208,13 +209,17 @@ class TestWriting:
     async def test_interrupted_atomic_write_changes_nothing(self, init: RunningInit, place: Path) -> None:
         (place / "file").write_bytes(b"old")
 
-        async def endless() -> AsyncIterator[bytes]:
+        async def endless(given_up: trio.CancelScope) -> AsyncIterator[bytes]:
+            for _ in range(10):  # which is more than lies between it and us: some has been written
+                yield bytes(MIB)
+            given_up.cancel()
             while True:
                 yield bytes(MIB)
 
-        async with aclosing(endless()) as data:
-            with trio.move_on_after(0.2):
+        with trio.CancelScope() as scope:
+            async with aclosing(endless(scope)) as data:
                 await init.client.write_file(str(place / "file"), data, options=WriteOptions(atomic=True))
+        assert scope.cancelled_caught
         await init.wait_idle()
         assert (place / "file").read_bytes() == b"old"
         assert os.listdir(place) == ["file"]
@@ -226,7 +231,7 @@ class TestWriting:
             )
 
     async def test_full_disk_is_reported_while_much_is_being_sent(self, init: RunningInit, place: Path) -> None:
-        with trio.fail_after(20), pytest.raises(InitError) as raised:
+        with trio.fail_after(PATIENCE), pytest.raises(InitError) as raised:
             await init.client.write_file("/dev/full", Content(bytes(30 * MIB)))
         assert raised.value.kind == "not_regular"
         assert raised.value.errno == errno.EINVAL
@@ -244,7 +249,7 @@ class TestWriting:
         self, init: RunningInit, place: Path, make, kind: str, atomic: bool
     ) -> None:
         make(place / "thing")
-        with trio.fail_after(5), pytest.raises(InitError) as raised:
+        with trio.fail_after(PATIENCE), pytest.raises(InitError) as raised:
             await init.client.write_file(str(place / "thing"), Content(b"x"), options=WriteOptions(atomic=atomic))
         assert raised.value.kind == kind
         assert os.listdir(place) == ["thing"]
@@ -331,9 +336,9 @@ class TestChanging:
         assert await init.client.remove(str(place / ("d" * 10)), recursive=True) == depth
 
     async def test_remove_tree_stops_at_what_it_may_not(self, init: RunningInit) -> None:
-        with trio.fail_after(5), pytest.raises(InitError):
+        with trio.fail_after(PATIENCE), pytest.raises(InitError):
             await init.client.remove("/proc/self", recursive=True)
-        with trio.fail_after(5), pytest.raises(InitError):
+        with trio.fail_after(PATIENCE), pytest.raises(InitError):
             await init.client.remove("/sys/kernel", recursive=True)
 
 

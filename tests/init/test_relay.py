@@ -10,6 +10,7 @@ import trio
 
 from sandboxd.isolation.init_client import InitError
 from tests.init.harness import RunningInit
+from tests.support.waiting import PATIENCE
 
 MIB = 1024 * 1024
 
@@ -97,7 +98,7 @@ async def test_both_sides_notice_the_others_end(init: RunningInit) -> None:
         stream = await init.client.connect_port(port)
         before = init.descriptors()
         await trio.aclose_forcefully(stream)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await ended.wait()
             while init.descriptors() > before - 2:  # noqa: ASYNC110
                 await trio.sleep(0.01)

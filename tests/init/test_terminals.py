@@ -7,7 +7,7 @@ import trio
 
 from sandboxd.isolation.init_client import InitError, SpawnRequest, TerminalSize
 from sandboxd.isolation.wire import Flag, StdinMode
-from tests.init.harness import RunningInit, follow, read_until, run
+from tests.init.harness import RunningInit, follow, has_terminal, read_until, run, wait_until
 
 SIZE = TerminalSize(80, 24)
 
@@ -71,12 +71,10 @@ async def test_job_control(init: RunningInit) -> None:
     async with init.client.spawn_attached(request) as attachment:
         await read_until(attachment, b"$ ")
         await attachment.send_stdin(b"sleep 1000\n")
-        await read_until(attachment, b"sleep 1000\r\n")
-        await trio.sleep(0.1)
+        await wait_until(lambda: has_terminal(init.pid, "sleep"))
         await attachment.send_stdin(b"\x1a")
         await read_until(attachment, b"Stopped")
-        await attachment.send_stdin(b"kill %1; exit 7\n")
-        await attachment.send_stdin(b"exit 7\n")
+        await attachment.send_stdin(b"kill %1; exit 7\nexit 7\n")
         assert (await follow(attachment)).exited.exit_code == 7
 
 
@@ -87,7 +85,10 @@ async def test_much_output_arrives_whole_at_exit(init: RunningInit) -> None:
 
 
 async def test_it_hangs_up_when_the_session_leader_dies(init: RunningInit) -> None:
-    script = "(trap 'echo hup > $0; exit' HUP; while :; do sleep 0.02; done) & sleep 0.1; kill -9 $$"
+    script = (
+        "(trap 'echo hup > $0; exit' HUP; : > $0.up; while :; do sleep 0.02; done) &"
+        " until [ -e $0.up ]; do sleep 0.02; done; kill -9 $$"
+    )
     request = SpawnRequest(argv=["bash", "-c", script, str(init.socket.parent / "proof")], terminal=SIZE)
     result = await run(init.client, request)
     assert result.exited.exit_signal == signal.SIGKILL

@@ -8,10 +8,11 @@ import psutil
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitError, SpawnRequest
+from sandboxd.isolation.init_client import Attachment, InitError, SpawnRequest
 from sandboxd.isolation.init_messages import ResourceLimit
-from sandboxd.isolation.wire import Flag, Scope
-from tests.init.harness import RunningInit, follow, read_until, shell, wait_until
+from sandboxd.isolation.wire import Flag, Scope, StdinMode
+from tests.init.harness import RunningInit, alive, command_line, descendants, follow, read_until, shell, wait_until
+from tests.support.waiting import PATIENCE
 
 DAEMON = "setsid sh -c '(sleep 1000 & echo started; exec sleep 1000) & exit 0'"
 
@@ -20,10 +21,10 @@ SANDBOX_CAPABILITIES = (
 )
 
 
-def processes_below(init: RunningInit) -> list[psutil.Process]:
-    """Without keepers and workers."""
-    below = psutil.Process(init.pid).children(recursive=True)
-    return [one for one in below if one.name() not in ("keeper", "worker") and one.status() != psutil.STATUS_ZOMBIE]
+def programs_below(init: RunningInit) -> list[list[str]]:
+    """The command lines of what runs; keepers and workers, which bear init's own, left out."""
+    lines = [command_line(one) for one in descendants(init.pid)]
+    return [line for line in lines if line and "sandbox-init" not in line[0]]
 
 
 async def test_leader_only(init: RunningInit) -> None:
@@ -34,16 +35,16 @@ async def test_leader_only(init: RunningInit) -> None:
         assert await init.client.signal(attachment.command, signal.SIGTERM) is None
         result = await follow(attachment)
     assert result.exited.exit_signal == signal.SIGTERM
-    assert [one.name() for one in processes_below(init)] == ["sleep"]
+    await wait_until(lambda: programs_below(init) == [["sleep", "1000"]])
 
 
 async def test_group(init: RunningInit) -> None:
-    script = "sleep 1000 & setsid sleep 2000 & sleep 0.1; echo up; wait"
+    script = "sleep 1000 & setsid sh -c 'echo apart; exec sleep 2000' & wait"
     async with init.client.spawn_attached(SpawnRequest(argv=["sh", "-c", script])) as attachment:
-        await read_until(attachment, b"up\n")
+        await read_until(attachment, b"apart\n")
         await init.client.signal(attachment.command, signal.SIGTERM, scope=Scope.GROUP)
         await follow(attachment)
-    await wait_until(lambda: [one.cmdline()[1] for one in processes_below(init)] == ["2000"])
+    await wait_until(lambda: programs_below(init) == [["sleep", "2000"]])
 
 
 async def test_attached_signal(init: RunningInit) -> None:
@@ -62,18 +63,18 @@ async def test_ignoring_term_helps_only_until_kill(init: RunningInit) -> None:
         assert scope.cancelled_caught
         await init.client.signal(attachment.command, signal.SIGKILL, scope=Scope.TREE)
         assert (await follow(attachment)).exited.exit_signal == signal.SIGKILL
-    assert processes_below(init) == []
+    await wait_until(lambda: programs_below(init) == [])
 
 
 async def test_daemon_that_forked_twice_belongs_to_its_command(init: RunningInit) -> None:
     started = await init.client.spawn(SpawnRequest(argv=["sh", "-c", DAEMON]))
     async with init.client.attach(started.command) as attachment:
         assert (await follow(attachment)).exited.flags & Flag.SURVIVORS
-    assert len(processes_below(init)) == 2
+    await wait_until(lambda: programs_below(init) == [["sleep", "1000"]] * 2)
     # The bystander shows that only the tree is hit.
-    bystander = await init.client.spawn(SpawnRequest(argv=["sleep", "1000"]))
+    await init.client.spawn(SpawnRequest(argv=["sleep", "3000"]))
     assert await init.client.signal(started.command, signal.SIGKILL, scope=Scope.TREE) == 2
-    assert [one.pid for one in processes_below(init)] == [bystander.pid]
+    await wait_until(lambda: programs_below(init) == [["sleep", "3000"]])
 
 
 async def test_fork_bomb_is_killed_whole(release_init: RunningInit) -> None:
@@ -86,11 +87,11 @@ async def test_fork_bomb_is_killed_whole(release_init: RunningInit) -> None:
     if psutil.Process().uids().effective != 0:
         pytest.skip("needs another uid than that of the tests")
     async with init.client.spawn_attached(request) as attachment:
-        await wait_until(lambda: len(processes_below(init)) > 150)
-        with trio.fail_after(20):
+        await wait_until(lambda: len(programs_below(init)) > 150)
+        with trio.fail_after(PATIENCE):
             await init.client.signal(attachment.command, signal.SIGKILL, scope=Scope.TREE)
         await follow(attachment)
-    assert processes_below(init) == []
+    await wait_until(lambda: programs_below(init) == [])
 
 
 async def test_signalling_what_has_ended(init: RunningInit) -> None:
@@ -112,47 +113,62 @@ async def test_signal_out_of_range(init: RunningInit) -> None:
 
 
 async def test_killed_keeper_does_not_hide_the_exit(init: RunningInit) -> None:
-    started = await init.client.spawn(SpawnRequest(argv=["sh", "-c", "sleep 0.2; exit 9"]))
-    async with init.client.attach(started.command) as attachment:
+    request = SpawnRequest(argv=["sh", "-c", "read x; exit 9"], stdin=StdinMode.PIPE)
+    async with init.client.spawn_attached(request) as attachment:
         (keeper,) = psutil.Process(init.pid).children()
         keeper.kill()
+        await wait_until(lambda: not alive(keeper))
+        await attachment.close_stdin()
         assert (await follow(attachment)).exited.exit_code == 9
 
 
-async def test_shutdown_gives_grace_then_kills(init: RunningInit) -> None:
+async def test_shutdown_gives_grace(init: RunningInit) -> None:
     proof = init.socket.parent / "proof"
-    polite = f"trap 'echo polite > {proof}; exit' TERM; while :; do sleep 0.02; done"
-    stubborn = "trap '' TERM; while :; do sleep 0.02; done"
-    for script in (polite, stubborn, DAEMON):
-        await init.client.spawn(SpawnRequest(argv=["sh", "-c", script]))
-    await trio.sleep(0.2)
-    below = psutil.Process(init.pid).children(recursive=True)
-    assert len(below) > 4
-    start = trio.current_time()
-    await init.client.shutdown(grace_ms=400)
-    assert 0.3 < trio.current_time() - start < 4
+    polite = f"trap 'echo polite > {proof}; exit' TERM; echo up; while :; do sleep 0.02; done"
+    await start_ready(init, polite)
+    with trio.fail_after(PATIENCE):  # which is less than the grace
+        await init.client.shutdown(grace_ms=120_000)
     assert proof.read_text() == "polite\n"
-    assert [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+async def test_shutdown_kills_when_the_grace_is_over(init: RunningInit) -> None:
+    await start_ready(init, "trap '' TERM; echo up; while :; do sleep 0.02; done")
+    await start_ready(init, f"{DAEMON} && echo up")
+    below = descendants(init.pid)
+    start = trio.current_time()
+    with trio.fail_after(PATIENCE):
+        await init.client.shutdown(grace_ms=400)
+    assert trio.current_time() - start > 0.3
+    assert [one for one in below if alive(one)] == []
+
+
+async def start_ready(init: RunningInit, script: str) -> Attachment:
+    """A command, once it has said that it is up; nobody follows it any more."""
+    async with init.client.spawn_attached(SpawnRequest(argv=["sh", "-c", script])) as attachment:
+        await read_until(attachment, b"up\n")
+    return attachment
 
 
 async def test_shutdown_does_not_wait_for_nothing(init: RunningInit) -> None:
     await init.client.spawn(SpawnRequest(argv=["sleep", "1000"]))
-    with trio.fail_after(3):
-        await init.client.shutdown(grace_ms=60_000)
+    with trio.fail_after(PATIENCE):  # which is less than the grace
+        await init.client.shutdown(grace_ms=120_000)
 
 
 async def test_shutdown_goes_on_when_its_client_has_left(init: RunningInit) -> None:
     proof = init.socket.parent / "proof"
-    started = await init.client.spawn(
-        SpawnRequest(argv=["sh", "-c", f"trap 'echo asked > {proof}' TERM; while :; do sleep 0.02; done"])
-    )
-    await trio.sleep(0.2)
+    stubborn = await start_ready(init, f"trap 'echo asked > {proof}' TERM; echo up; while :; do sleep 0.02; done")
+    assert stubborn.pid is not None
+
+    def was_asked() -> bool:
+        return proof.exists() or not psutil.pid_exists(stubborn.pid)  # on a slow machine its grace is over by then
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(init.client.shutdown, grace_ms=500))
-        await wait_until(proof.exists)
+        await wait_until(was_asked)
         nursery.cancel_scope.cancel()
     # The harness sees that init ended well, and without a word from the sanitizers.
-    await wait_until(lambda: not psutil.pid_exists(started.pid))
+    await wait_until(lambda: not psutil.pid_exists(stubborn.pid))
 
 
 class TestPid1:
@@ -176,6 +192,6 @@ class TestPid1:
 
     async def test_shutdown_ends_the_namespace(self, pid1: RunningInit) -> None:
         await pid1.client.spawn(SpawnRequest(argv=["sh", "-c", "trap '' TERM; while :; do sleep 0.02; done"]))
-        below = psutil.Process(pid1.pid).children(recursive=True)
+        below = descendants(pid1.pid)
         await pid1.client.shutdown(grace_ms=100)
-        await wait_until(lambda: not any(one.is_running() for one in below))
+        await wait_until(lambda: not any(alive(one) for one in below))

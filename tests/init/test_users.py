@@ -12,6 +12,7 @@ from sandboxd.isolation.init_client import InitError, SpawnRequest
 from sandboxd.isolation.init_files import WriteOptions
 from sandboxd.isolation.wire import FileType
 from tests.init.harness import Content, Etc, RunningInit, pid1_init, run, shell
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -90,7 +91,7 @@ class TestHostileDatabases:
         self, binaries: dict[str, Path], directory: Path, commands: tuple[str, ...]
     ) -> None:
         async with pid1_init(binaries["sanitized"], directory, Etc(commands=commands)) as box:
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 for user, uid in (("", b"0\n"), ("root", b"0\n"), ("4242", b"4242\n")):
                     request = SpawnRequest(argv=["/usr/bin/id", "-u"], user=user, cwd="/")
                     assert (await run(box.client, request)).stdout == uid

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from sandboxd.kernel.cgroup_events import CgroupWatcher
 from sandboxd.kernel.cgroups import Cgroup
-
-# Nothing here takes longer than a second on a quiet machine.
-PATIENCE = 20.0
+from tests.support.waiting import PATIENCE
 
 BUSY_LOOP = ("sh", "-c", "while :; do :; done")
 

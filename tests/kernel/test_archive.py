@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxd.kernel.archive import unpack
@@ -26,7 +26,7 @@ from tests.kernel.hostile_archives import archive, escapes, member, refused, unp
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")
 
-HOSTILE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = settings(max_examples=150)
 
 
 def unpack_bytes(data: bytes, target: Path, *, id_base: int = 0, limits: UnpackLimits | None = None) -> UnpackSummary:

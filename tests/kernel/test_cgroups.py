@@ -12,7 +12,12 @@ from sandboxd.kernel.cgroup_events import CgroupWatcher
 from sandboxd.kernel.cgroup_tree import CgroupTree, discover_cgroups, prepare_cgroups
 from sandboxd.kernel.cgroups import Cgroup, CgroupLimits, IoLimit, block_device_of
 from sandboxd.kernel.syscalls import clone3
-from tests.kernel.processes import BUSY_LOOP, PATIENCE, empty, process_in, wait_until
+from tests.kernel.processes import BUSY_LOOP, empty, process_in, wait_until
+from tests.support import waiting
+from tests.support.waiting import PATIENCE
+
+# What a process may still run, in µs, from when it is told of as frozen until it sleeps.
+ON_ITS_WAY = 20_000
 
 
 def test_freeze_stops_a_running_process_and_thaw_lets_it_go_on(cgroup: Cgroup) -> None:
@@ -26,12 +31,13 @@ def test_freeze_stops_a_running_process_and_thaw_lets_it_go_on(cgroup: Cgroup) -
         cgroup.freeze()
         wait_until(lambda: cgroup.frozen, cgroup)
         frozen = used()
-        # Not ordering: time in which a process that is not frozen would run.
+        # Not ordering: time in which a process that is not frozen would run. It counts as frozen just before it is.
         select.select([], [], [], 0.2)
-        assert used() == frozen
+        frozen, before = used(), frozen
+        assert frozen - before < ON_ITS_WAY
         cgroup.thaw()
         wait_until(lambda: not cgroup.frozen, cgroup)
-        while used() == frozen:
+        while used() - frozen < ON_ITS_WAY:
             os.sched_yield()
 
 
@@ -123,10 +129,11 @@ def watches_of(watcher: CgroupWatcher) -> int:
 
 
 def test_counters_are_there_without_any_controller(cgroup: Cgroup) -> None:
-    with process_in(cgroup, ("sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")) as process:
-        assert process.wait(PATIENCE) == 0
+    with process_in(cgroup, BUSY_LOOP):
+        # Which part of the time was the user's is found out by samples.
+        waiting.wait_until(lambda: cgroup.statistics().cpu_user_usec > 0)
         counted = cgroup.statistics()
-    assert 0 < counted.cpu_user_usec <= counted.cpu_usec < PATIENCE * 1e6
+    assert 0 < counted.cpu_user_usec <= counted.cpu_usec < 2 * PATIENCE * 1e6
     assert counted.cpu_pressure is None or counted.cpu_pressure.some_avg10 >= 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.kernel import halting
-from tests.kernel.processes import PATIENCE
+from tests.support.waiting import wait_until
 
 # pid 1 of a namespace of its own, which reaps what is left to it; a fork bomb with a vfork(2) in each link.
 STORM = """
@@ -56,9 +56,7 @@ def namespace(program: str) -> Iterator[int]:
 
 
 def halt(root: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not halting.halt_tree(root):
-        assert time.monotonic() < deadline
+    wait_until(lambda: halting.halt_tree(root))
 
 
 def clocks(root: int) -> dict[int, int]:
@@ -70,19 +68,23 @@ def clocks(root: int) -> dict[int, int]:
     return found
 
 
+def is_at_rest(root: int) -> bool:
+    before = clocks(root)
+    time.sleep(0.05)  # in which a process that ran would have run
+    return clocks(root) == before
+
+
 @pytest.mark.parametrize("round_", range(5))
 def test_a_halted_tree_neither_runs_nor_grows_until_it_is_continued(round_: int) -> None:
     with namespace(STORM) as root:
         assert not halting.halted(root)
         halt(root)
         assert halting.halted(root)
+        # Soon: who is on the way into a stop, or out of an uninterruptible sleep, counts as stopped already.
+        wait_until(lambda: is_at_rest(root))
         before = clocks(root)
-        time.sleep(0.05)  # in which a process that ran would have run
-        assert clocks(root) == before
         halting.continue_tree(root)
-        deadline = time.monotonic() + PATIENCE
-        while clocks(root) == before:
-            assert time.monotonic() < deadline
+        wait_until(lambda: clocks(root) != before)
         assert not halting.halted(root)
 
 
@@ -91,16 +93,14 @@ def test_what_was_stopped_before_is_left_so() -> None:
     with namespace(program) as root:
         _, job = halting._tree(root)
         os.kill(job, signal.SIGSTOP)
-        while not halting.halted(job):
-            pass
+        wait_until(lambda: halting.halted(job))
         jobs = halting.stopped_jobs(root)
         assert jobs == {job}
         halt(root)
         halting.continue_tree(root, but=jobs)
         assert halting.halted(job)
         halting.continue_tree(root)
-        while halting.halted(job):
-            pass
+        wait_until(lambda: not halting.halted(job))
 
 
 def test_a_tree_that_is_gone_is_halted_and_nothing_else_is_touched() -> None:

@@ -49,7 +49,7 @@ def read(data: bytes, target: Path, *, shift: int = 0, id_base: int = 0) -> None
 
 @as_root
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_read_is_what_was_written(seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="layer-") as place:
         top = Path(place)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.kernel.loop import attached
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices take root")
 
@@ -33,7 +34,7 @@ def test_a_device_is_known_by_its_file_and_goes_with_its_last_user(tmp_path: Pat
         (tmp_path / "real" / name).write_bytes(bytes(1 << 20))
     done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("True True []\n", "")
-    assert attached(tmp_path / "real/file") == []
+    wait_until(lambda: attached(tmp_path / "real/file") == [])
 
 
 def test_no_device_is_over_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.kernel.procstat import boot_id, proportional_set_size, start_time
-from tests.kernel.processes import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 MIB = 1 << 20
 
@@ -54,8 +54,7 @@ def test_a_command_name_with_parentheses_and_spaces_does_not_shift_the_fields(tm
     program = tmp_path / "a) R 1 (b"
     program.symlink_to("/bin/cat")
     with subprocess.Popen([program], stdin=subprocess.PIPE) as odd, subprocess.Popen(["true"]) as plain:
-        name = Path(f"/proc/{odd.pid}/comm").read_text()
-        assert name == "a) R 1 (b\n"
+        wait_until(lambda: Path(f"/proc/{odd.pid}/comm").read_text() == "a) R 1 (b\n")
         assert 0 <= start_time(plain.pid) - start_time(odd.pid) < PATIENCE * os.sysconf("SC_CLK_TCK")
 
 

@@ -59,7 +59,7 @@ def lay(source: Path, target: Path) -> None:
 
 
 @given(seed=seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_clone_is_the_same_in_everything(seed: int) -> None:
     with place() as top:
         (top / "tree").mkdir()
@@ -85,7 +85,7 @@ def overlay(point: Path, *lowers: Path, upper: Path | None = None) -> Iterator[P
 
 
 @given(seed=seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_layers_laid_over_one_another_show_what_the_overlay_of_them_shows(seed: int) -> None:
     random = Random(seed)
     with place() as top:

@@ -163,7 +163,7 @@ Script = st.lists(
 
 
 @given(Script, st.integers(1, 400), st.integers(0, 2000))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_reader_gets_what_any_writer_wrote(
     tmp_path_factory: pytest.TempPathFactory, script: Sequence[object], limit: int, start: int
 ) -> None:

@@ -18,8 +18,6 @@ from tests.support.waiting import PATIENCE
 
 RUN = "SANDBOXD_TEST_RUN"
 DAEMON = "SANDBOXD_TEST_DAEMON"
-# The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
-SETTLE = PATIENCE
 
 cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
 """cgroup directories that belong to this run; a daemon of the tests adds its own"""
@@ -74,7 +72,8 @@ def take() -> Census:
 
 def settled_growth(before: Census) -> dict[str, list[str]]:
     """What has grown and does not go away by itself."""
-    deadline = time.monotonic() + SETTLE
+    # The kernel finishes some things after it told us: a network namespace, a dead process's cgroup, a reaped zombie.
+    deadline = time.monotonic() + PATIENCE
     while (grown := take().grown_since(before)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return grown

@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroup_tree import discover_cgroups
 from sandboxd.service.slots import READY
 from tests.support import census
 from tests.support.daemon import Daemon
 from tests.support.waiting import PATIENCE
 
-SETTLE = PATIENCE
 Sets = dict[str, frozenset[str]]
 Findings = dict[str, tuple[list[str], list[str]]]
 
@@ -60,16 +58,27 @@ def init_of(sandbox: str) -> int:
 
 def _pid_inside(pid: int) -> int:
     """As its own pid namespace has it; 0 if it has gone."""
+    return int(_status(pid).get("NSpid", "0").split()[-1])
+
+
+def _parent(pid: int) -> int:
+    """0 if it has gone."""
+    return int(_status(pid).get("PPid", "0"))
+
+
+def _status(pid: int) -> dict[str, str]:
+    """proc_pid_status(5); empty if it has gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next(int(line.split()[-1]) for line in status.splitlines() if line.startswith("NSpid:"))
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
 
 
 def monitor_of(sandbox: str) -> int:
     """The host pid of the bwrap that started it: of the outer one, its processes' forebear."""
-    return _pids_of(sandbox, "/usr/bin/bwrap")[0]
+    found = _pids_of(sandbox, "/usr/bin/bwrap")
+    return next(pid for pid in found if _parent(pid) not in found)
 
 
 def fork_server_of(daemon: Daemon) -> int:
@@ -82,9 +91,8 @@ def fork_server_of(daemon: Daemon) -> int:
 
 
 def _pids_of(sandbox: str, program: str) -> list[int]:
-    """Of the processes that run a program, the oldest first."""
-    found = [each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)]
-    return sorted(found, key=lambda pid: (procstat.start_time(pid), pid))
+    """Of the processes that run a program."""
+    return [each.pid for each in census.processes() if each.sandbox == sandbox and each.command.startswith(program)]
 
 
 def _mounts(daemon: Daemon) -> list[str]:
@@ -143,7 +151,7 @@ def _compare(daemon: Daemon) -> Findings:
 
 def settled(look: Callable[[], Findings]) -> Findings:
     """What `look` still finds when it had time to find nothing: files are removed in the background."""
-    deadline = time.monotonic() + SETTLE
+    deadline = time.monotonic() + PATIENCE
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found

@@ -52,8 +52,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def secret() -> Iterator[Path]:
     """A file of the host that everybody may read and write, in a place that exists in every image too."""
-    path = Path("/var/tmp/sandboxd-escape-secret")
+    path = Path(f"/var/tmp/sandboxd-escape-secret-{os.getpid()}")  # each of the tests' processes has its own
     path.write_text("the host's secret")
     path.chmod(0o666)
     yield path
-    path.unlink()
+    path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ for success, so that "refused" and "worked" read the same on both sides.
 
 import base64
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.support import witnesses
 from tests.support.daemon import Daemon
+
+CONTROL_LIMIT = 120.0
 
 PRELUDE = """
 import ctypes, errno, fcntl, glob, json, os, resource, signal, socket, struct, subprocess, sys, time
@@ -87,23 +89,13 @@ class Sandbox:
 
     @cached_property
     def monitor(self) -> int:
-        """The host pid of bwrap, found by the sandbox's id among its arguments."""
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and self.id.encode() in _arguments(int(entry)):
-                return int(entry)
-        raise AssertionError(f"no bwrap of sandbox {self.id} is running")
+        """The host pid of bwrap."""
+        return witnesses.monitor_of(self.id)
 
     @cached_property
     def init(self) -> int:
         """The host pid of sandbox-init."""
-        return int(Path(f"/proc/{self.monitor}/task/{self.monitor}/children").read_text().split()[0])
-
-
-def _arguments(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
+        return witnesses.init_of(self.id)
 
 
 def unconfined(source: str, *, prefix: Sequence[str] = (), **how: Any) -> Any:
@@ -113,7 +105,7 @@ def unconfined(source: str, *, prefix: Sequence[str] = (), **how: Any) -> Any:
         input=PRELUDE + source,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=CONTROL_LIMIT,
         check=False,
         **how,
     )

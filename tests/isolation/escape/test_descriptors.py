@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.isolation.escape.inside import Sandbox, plain_bwrap, unconfined
+from tests.support import census
 
 pytestmark = pytest.mark.needs_root
 
@@ -86,11 +87,4 @@ def test_init_holds_nothing_of_the_host(sandbox: Sandbox):
 
 def kinds_of(pid: int) -> set[str]:
     """What the descriptors of a process are: the part before ":[inode]", or the path."""
-    links = {
-        os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd") if alive(pid, number)
-    }
-    return {link.partition(":")[0] for link in links}
-
-
-def alive(pid: int, number: str) -> bool:
-    return os.path.lexists(f"/proc/{pid}/fd/{number}")
+    return {link.partition(":")[0] for link in census.descriptors(pid)}

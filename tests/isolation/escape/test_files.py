@@ -150,12 +150,12 @@ def test_a_program_with_file_capabilities_gets_none(sandbox: Sandbox, compiled: 
 
 def outside(program: Path, *, user: int) -> str:
     """The control: the same file run by another user of the host, where nothing holds it back."""
-    copy = Path("/var/tmp/sandboxd-escape-program")
+    copy = Path(f"/var/tmp/sandboxd-escape-program-{os.getpid()}")
     try:
         subprocess.run(["cp", "--archive", program, copy], check=True)
         return subprocess.run([copy], user=user, capture_output=True, text=True, check=True).stdout
     finally:
-        copy.unlink()
+        copy.unlink(missing_ok=True)
 
 
 def test_setuid_files_of_a_sandbox_cannot_be_run_on_the_host(sandbox: Sandbox, compiled: Callable[[str], Path]):

@@ -32,7 +32,7 @@ RANGE = 0x60000000
 @pytest.fixture
 def victim() -> Iterator[Path]:
     """A directory of the host that anybody may write to, and so also bwrap without privileges."""
-    path = Path("/var/tmp/sandboxd-escape-victim")
+    path = Path(f"/var/tmp/sandboxd-escape-victim-{os.getpid()}")
     path.mkdir()
     path.chmod(0o777)
     yield path

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.isolation.escape.inside import Sandbox, plain_bwrap, unconfined
+from tests.support.background import Background
 
 pytestmark = pytest.mark.needs_root
 
@@ -64,8 +65,11 @@ def test_pid_1_takes_no_signal_from_inside(sandbox: Sandbox, user: str):
     numbers = [number for number in range(1, 65) if number not in (32, 33)]
     sandbox.python(f"report([attempt(os.kill, 1, number) for number in {numbers}])", user=user)
     assert sandbox.run("echo alive").stdout == "alive\n"
-    # A moment later: killed before it could say that the command has started, the keeper makes that an error.
-    sandbox.run("sleep 0.3; kill -9 -1", user=user)
+    # In its own time: killed before it could say that the command has started, the keeper makes that an error.
+    commands = Background(sandbox.daemon, sandbox.id)
+    killer = commands.start("read go; kill -9 -1", user=user, stdin=True)
+    commands.post(killer, "stdin", {"data": "\n"})
+    commands.ended(killer)
     assert sandbox.run("echo alive").stdout == "alive\n"
     # The control: the same signal ends a child.
     child = "child = subprocess.Popen(['sleep', '60']); os.kill(child.pid, 9); report(child.wait())"

@@ -84,7 +84,7 @@ def test_servers_of_the_host_are_out_of_reach(sandbox: Sandbox):
     with listening(socket.AF_INET, ("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
         attacks = {
-            address: f"attempt(lambda: socket.create_connection(({address!r}, {port}), timeout=5).close())"
+            address: f"attempt(lambda: socket.create_connection(({address!r}, {port}), timeout=30).close())"
             for address in host_addresses()
         }
         assert set(sandbox.outcomes(attacks).values()) <= {"ECONNREFUSED", "ENETUNREACH"}

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -73,7 +73,7 @@ def command_of(sandbox: Sandbox, *, user: str) -> Iterator[int]:
     start = f"cp /bin/sleep /tmp/{name}; setsid /tmp/{name} 60 >/dev/null 2>&1 </dev/null &"
     done = sandbox.run(f"{start} until pgrep -x {name}; do :; done", user=user)
     assert done.exit_code == 0
-    pid = next(pid for pid in descendants(sandbox.init) if status(pid)["Name"] == name)
+    pid = next(pid for pid in descendants(sandbox.init) if name_of(pid) == name)
     try:
         yield pid
     finally:
@@ -81,10 +81,20 @@ def command_of(sandbox: Sandbox, *, user: str) -> Iterator[int]:
 
 
 def descendants(pid: int) -> list[int]:
+    """Those that end meanwhile left out."""
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *descendants(int(child))]
     return found
+
+
+def name_of(pid: int) -> str:
+    """Empty if it has ended."""
+    try:
+        return status(pid)["Name"]
+    except OSError:
+        return ""
 
 
 def test_no_namespace_is_shared_with_the_host(sandbox: Sandbox):

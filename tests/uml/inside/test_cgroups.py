@@ -15,7 +15,7 @@ import pytest
 
 from sandboxd.kernel.cgroup_tree import CgroupTree, discover_cgroups
 from sandboxd.kernel.cgroups import Cgroup, CgroupLimits, IoLimit, block_device_of
-from tests.kernel.processes import BUSY_LOOP, PATIENCE, empty, process_in, wait_until
+from tests.kernel.processes import BUSY_LOOP, empty, process_in, wait_until
 
 # What holds on any host must hold here too.
 from tests.kernel.test_cgroups import (  # noqa: F401
@@ -25,6 +25,7 @@ from tests.kernel.test_cgroups import (  # noqa: F401
     test_kill_ends_frozen_processes_and_those_of_child_cgroups,
     test_the_watcher_tells_only_of_what_changed,
 )
+from tests.support.waiting import PATIENCE
 from tests.uml.machine import DISK
 
 MIB = 1 << 20
