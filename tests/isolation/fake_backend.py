@@ -23,7 +23,7 @@ from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import Machine
 
-START_LIMIT = 20.0
+START_LIMIT = 60.0
 
 
 class FakeBackend:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from tests.kernel.test_cgroups import (  # noqa: F401
     test_kill_ends_frozen_processes_and_those_of_child_cgroups,
     test_the_watcher_tells_only_of_what_changed,
 )
+from tests.support import waiting
 from tests.support.waiting import PATIENCE
 from tests.uml.machine import DISK
 
@@ -136,6 +137,11 @@ def test_forks_over_the_limit_fail_and_are_counted(tree: CgroupTree) -> None:
     assert counted.pids_current == len(limited.pids()) == 7
 
 
+def wait_for_figure(is_right: Callable[[], bool]) -> None:
+    """Measure until it is: the host may stand still while something is measured, but not each time."""
+    waiting.wait_until(is_right)
+
+
 def cpu_share(cgroups: list[Cgroup], *, seconds: float) -> list[float]:
     """How many processors each of these used, over some time."""
     start, before = time.monotonic(), [each.statistics().cpu_usec for each in cgroups]
@@ -147,17 +153,21 @@ def cpu_share(cgroups: list[Cgroup], *, seconds: float) -> list[float]:
 def test_processor_time_stays_within_its_quota(tree: CgroupTree) -> None:
     limited = tree.create("limited", CgroupLimits(cpus=0.25))
     with process_in(limited, BUSY_LOOP):
-        assert cpu_share([limited], seconds=2) == [pytest.approx(0.25, rel=0.3)]
+        wait_for_figure(lambda: cpu_share([limited], seconds=2)[0] == pytest.approx(0.25, rel=0.3))
         assert limited.statistics().cpu_throttled_periods > 5
         limited.set_limits(CgroupLimits())
-        assert cpu_share([limited], seconds=1)[0] > 0.6
+        wait_for_figure(lambda: cpu_share([limited], seconds=1)[0] > 0.6)
 
 
 def test_processor_time_is_shared_by_weight(tree: CgroupTree) -> None:
     light, heavy = tree.create("light"), tree.create("heavy", CgroupLimits(cpu_weight=300))
     with process_in(light, BUSY_LOOP), process_in(heavy, BUSY_LOOP):
-        small, large = cpu_share([light, heavy], seconds=2)
-        assert large / small == pytest.approx(3, rel=0.4)
+
+        def ratio() -> float:
+            small, large = cpu_share([light, heavy], seconds=2)
+            return large / small
+
+        wait_for_figure(lambda: ratio() == pytest.approx(3, rel=0.4))
 
 
 def written(cgroup: Cgroup, mib: int) -> float:
@@ -178,7 +188,7 @@ def test_disk_writes_are_slowed_to_their_limit(tree: CgroupTree) -> None:
     assert limited.statistics().io.write_bytes >= 4 * MIB
     limited.set_limits(CgroupLimits())
     assert (limited.path / "io.max").read_text() == ""
-    assert written(limited, 4) < 1.5
+    wait_for_figure(lambda: written(limited, 4) < 1.5)
 
 
 def test_values_the_kernel_refuses_leave_no_cgroup_behind(tree: CgroupTree) -> None:
@@ -213,7 +223,7 @@ print(tree.refused.get("memory", "nothing"))
 if "memory" in tree.limits:
     sandbox = tree.create("one", CgroupLimits(memory_max=16 << 20, swap_max=0, pids_max=9))
     with process_in(sandbox, (sys.executable, "-ISc", "data = b'x' * (64 << 20)")) as process:
-        print(process.wait(20), sandbox.memory_events().oom_kill)
+        print(process.wait(30), sandbox.memory_events().oom_kill)
     sandbox.remove()
 tree.remove()
 """
@@ -243,7 +253,7 @@ def as_user(*command: str) -> tuple[str, ...]:
 def run_daemon(cgroup: Cgroup, *, root: bool = False) -> list[str]:
     daemon = (sys.executable, "-c", DAEMON)
     with process_in(cgroup, daemon if root else as_user(*daemon)) as process:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=4 * PATIENCE)  # imports are slow in User-Mode Linux
         assert process.returncode == 0
         return output.decode().splitlines()
 

@@ -1,7 +1,6 @@
 """The whole daemon on a host with every controller: a sandbox's limits, as its client sees them."""
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import pytest
 
 from sandboxd.kernel.cgroups import Cgroup
 from tests.support.daemon import Daemon
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
-SOON = 10.0
 # Small, because page faults are slow in User-Mode Linux.
 LIMIT = 32 * MIB
 HOG = "python3 -c 'data = b\"x\" * (48 << 20)'"
@@ -33,11 +32,9 @@ def test_a_command_over_the_memory_limit_is_killed_and_the_sandbox_lives_on(daem
     result = daemon.shell(sandbox, HOG)
     assert (result["oom_killed"], result["exit_code"], result["signal"]) == (True, 137, "SIGKILL")
     assert daemon.shell(sandbox, "echo still here")["stdout"] == "still here\n"
-    events = daemon.call("GET", "/v1/events?limit=100").json["events"]
-    killed = [
-        event["details"]["killed"] for event in events if event["sandbox"] == sandbox and event["kind"] == "oom"
-    ]
-    assert killed == [1]
+    wait_until(lambda: "oom" in daemon.events(sandbox))
+    events = daemon.call("GET", f"/v1/events?limit=100&sandbox={sandbox}").json["events"]
+    assert [event["details"]["killed"] for event in events if event["kind"] == "oom"] == [1]
     unlimited = daemon.shell(neighbour, HOG)
     assert (unlimited["oom_killed"], unlimited["exit_code"]) == (False, 0)
 
@@ -60,15 +57,22 @@ def test_forking_for_ever_ends_at_the_process_limit_and_disturbs_nobody(daemon: 
 
 
 def test_processor_time_stays_within_its_quota(daemon: Daemon) -> None:
-    result = daemon.shell(limited(daemon, cpus=0.25), "while :; do :; done", timeout_ms=3000)
-    assert result["timed_out"]
-    assert result["cpu_time_ms"] / result["duration_ms"] == pytest.approx(0.25, rel=0.3)
+    sandbox = limited(daemon, cpus=0.25)
+
+    def share() -> float:
+        result = daemon.shell(sandbox, "while :; do :; done", timeout_ms=3000)
+        assert result["timed_out"]
+        return float(result["cpu_time_ms"] / result["duration_ms"])
+
+    # The host may stand still while it is measured, but not each time.
+    wait_until(lambda: share() == pytest.approx(0.25, rel=0.3))
 
 
 def test_writes_to_disk_are_slowed_to_their_limit(daemon: Daemon) -> None:
     write = "dd if=/dev/zero of=file bs=64k count=64 oflag=direct 2>/dev/null; rm file"
     assert daemon.shell(limited(daemon, write_bps=2 * MIB), write)["duration_ms"] >= 1500
-    assert daemon.shell(daemon.create(), write)["duration_ms"] < 1500
+    free = daemon.create()
+    wait_until(lambda: daemon.shell(free, write)["duration_ms"] < 1500)  # unless the host stands still
 
 
 def test_limits_are_still_in_force_after_the_daemon_was_killed(own_daemon: Daemon) -> None:
@@ -88,7 +92,4 @@ def test_a_deleted_sandbox_has_no_process_at_once_and_no_cgroup_soon(daemon: Dae
     with contextlib.suppress(FileNotFoundError):
         assert Cgroup(path).pids() == frozenset()
     # The directory goes later, since removing it costs what its client need not wait for.
-    deadline = time.monotonic() + SOON
-    while path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not path.exists())
