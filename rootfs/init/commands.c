@@ -310,6 +310,14 @@ static uint64_t owner_of(pid_t keeper)
     return 0;
 }
 
+static bool is_doomed(const struct command *command)
+{
+    const struct command *other = commands;
+    while (other != NULL && other->id != command->owner)
+        other = other->next;
+    return command->doomed || (other != NULL && is_doomed(other));
+}
+
 static void started(struct command *command, const struct report *report)
 {
     struct connection *starter = command->starter;
@@ -324,6 +332,8 @@ static void started(struct command *command, const struct report *report)
         command_kill_tree(command);
         return;
     }
+    if (is_doomed(command))
+        command_kill_tree(command); /* which was not to be seen when its owner's was killed */
     starter->starting = NULL;
     struct frame_writer writer = frame_begin(&starter->out, OP_STARTED);
     put_number(&writer, TAG_COMMAND, command->id);
@@ -474,10 +484,16 @@ int command_signal(const struct command *command, int signo, enum signal_scope s
     return 0;
 }
 
-int command_signal_any(const struct command *command, int signo, enum signal_scope scope, struct failure *failure)
+void command_note_signal(struct command *command, int signo)
+{
+    command->doomed = command->doomed || signo == SIGKILL;
+}
+
+int command_signal_any(struct command *command, int signo, enum signal_scope scope, struct failure *failure)
 {
     if (scope != SCOPE_TREE)
         return command_signal(command, signo, scope, failure);
+    command_note_signal(command, signo);
     pid_t roots[MAX_ROOTS];
     worker_signal_trees(roots, command_roots(command, roots), signo);
     return 0;
@@ -500,7 +516,7 @@ size_t command_roots(const struct command *command, pid_t roots[static MAX_ROOTS
     return root_count;
 }
 
-void command_kill_tree(const struct command *command)
+void command_kill_tree(struct command *command)
 {
     struct failure ignored;
     command_signal_any(command, SIGKILL, SCOPE_TREE, &ignored);

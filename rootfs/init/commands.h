@@ -32,6 +32,7 @@ struct command {
     bool labelled; /* somebody will ask for its exit: it is kept until released, only its output may be forgotten */
     bool internal; /* of sudo: invisible to the daemon, ends with its connection */
     uint64_t owner; /* of sudo: id of the command it was called from, or 0 */
+    bool doomed;    /* its tree has been killed, and what it was just starting through sudo is to follow */
     uint32_t linger_ms;
     struct timer linger;
     uint64_t linger_limit, last_output;
@@ -79,12 +80,14 @@ int command_resize(struct command *, uint16_t cols, uint16_t rows, struct failur
 /* Signal the leader or its group, while the leader lives. */
 int command_signal(const struct command *, int signo, enum signal_scope, struct failure *);
 /* The same, or the tree, without waiting for the outcome. */
-int command_signal_any(const struct command *, int signo, enum signal_scope, struct failure *);
+int command_signal_any(struct command *, int signo, enum signal_scope, struct failure *);
 /* The keepers of a command and of what it started through sudo; returns how many. */
 enum { MAX_ROOTS = 256 };
 size_t command_roots(const struct command *, pid_t roots[static MAX_ROOTS]);
 /* Kill everything, without telling anybody. */
-void command_kill_tree(const struct command *);
+void command_kill_tree(struct command *);
+/* Its tree is about to be sent this signal. */
+void command_note_signal(struct command *, int signo);
 
 /* A child of init has ended: true when it was a keeper, or a leader whose keeper somebody killed. */
 bool commands_reap(pid_t, int status, const struct rusage *);

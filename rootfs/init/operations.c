@@ -131,6 +131,7 @@ static void signal_command(struct connection *connection, const struct request *
              (unsigned long long)signo);
         connection_fail(connection, &failure);
     } else if (scope == SCOPE_TREE) {
+        command_note_signal(command, (int)signo);
         worker_signal_tree(connection, request);
     } else {
         answer(connection, command_signal(command, (int)signo, (enum signal_scope)scope, &failure), &failure);

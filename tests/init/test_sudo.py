@@ -2,7 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -181,6 +186,26 @@ class TestLifetime:
             await follow(attachment)
         await box.wait_idle()
 
+    async def test_killing_a_command_reaches_what_it_is_just_starting_through_sudo(self, box: RunningInit) -> None:
+        """The program runs and has ended before init hears of it; by then the tree to be killed has been decided."""
+        script = f"read go; {SUDO} sh -c 'setsid sleep 1000 >/dev/null 2>&1 & echo up'; sleep 2000"
+        request = SpawnRequest(argv=["sh", "-c", script], user="user", stdin=StdinMode.PIPE)
+        async with (
+            box.client.spawn_attached(request) as attachment,
+            holding(box) as held,
+            trio.open_nursery() as nursery,
+        ):
+            await attachment.send_stdin(b"\n")
+            await held.wait_for("keeper")
+            await read_until(attachment, b"up\n")
+            nursery.start_soon(partial(box.client.signal, attachment.command, signal.SIGKILL, scope=Scope.TREE))
+            await held.wait_for("worker")
+            await held.let_go("keeper")
+            await wait_until(lambda: ["sleep", "2000"] in [command_line(one) for one in descendants(box.pid)])
+            await held.let_go("worker")
+            await follow(attachment)
+        await box.wait_idle()
+
     async def test_commands_of_sudo_are_not_in_the_list(self, box: RunningInit) -> None:
         async with box.client.spawn_attached(
             SpawnRequest(argv=["sh", "-c", f"{SUDO} sh -c 'echo up; read x'"], user="user", stdin=StdinMode.PIPE)
@@ -190,6 +215,33 @@ class TestLifetime:
             assert (await box.client.hello()).count == 1
             await attachment.close_stdin()
             await follow(attachment)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Forks of an init that do not go on before they are let go."""
+
+    process: trio.Process
+
+    async def wait_for(self, what: str) -> None:
+        assert self.process.stdout is not None
+        with trio.fail_after(PATIENCE):
+            assert await self.process.stdout.receive_some(100) == f"{what}\n".encode()
+
+    async def let_go(self, what: str) -> None:
+        assert self.process.stdin is not None
+        await self.process.stdin.send_all(f"{what}\n".encode())
+
+
+@asynccontextmanager
+async def holding(box: RunningInit) -> AsyncIterator[Held]:
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("holding.py")), str(box.pid)]
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)
+        held = Held(await nursery.start(run))
+        await held.wait_for("ready")
+        yield held
+        nursery.cancel_scope.cancel("the test is over")
 
 
 HOSTILE = r"""
