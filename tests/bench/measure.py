@@ -72,17 +72,23 @@ class Figure:
         return took
 
 
-def interleave(figures: Sequence[Figure], trials: Sequence[Trial], *, seconds: float) -> None:
-    """Fill each trial's figure, spending about `seconds` in all, an equal share on each."""
+def interleave(figures: Sequence[Figure], trials: Sequence[Trial], *, seconds: float, in_a_row: int = 1) -> None:
+    """Fill each trial's figure, spending about `seconds` in all, an equal share on each.
+
+    `in_a_row`: how often at each turn. A first trial finds the processor's caches as the others have left them.
+    """
     pairs = list(zip(figures, trials, strict=True))
-    share = seconds / max(1, len(pairs))
+    share = seconds / max(1, len(pairs)) / in_a_row
     counts = [_affordable(figure, trial, share) for figure, trial in pairs]
     rounds = max(counts, default=0)
     for number in range(rounds):
         turn = list(zip(pairs, counts, strict=True))
         for (figure, trial), count in turn if number % 2 == 0 else reversed(turn):
-            if _due(number, count, rounds) and not figure.given_up:
-                figure.attempt(trial)
+            if not _due(number, count, rounds):
+                continue
+            for _ in range(in_a_row):
+                if not figure.given_up:
+                    figure.attempt(trial)
 
 
 def _affordable(figure: Figure, trial: Trial, share: float) -> int:

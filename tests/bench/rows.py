@@ -16,6 +16,7 @@ MIB = 1024 * 1024
 OUTPUT_SIZE = 64 * MIB
 LOG_SIZE = 12 * MIB
 ECHOES = 500
+IN_A_ROW = 10
 WORKERS = (1, 4, 16)
 # With fewer, what the rest of the machine does meanwhile is more than what they take.
 ENOUGH_TO_WEIGH_HOST = 100
@@ -54,11 +55,13 @@ def life(systems: Sequence[System], effort: Effort) -> list[Figure]:
 
 
 def exec_true(systems: Sequence[System], effort: Effort) -> list[Figure]:
-    """Run /bin/true in a sandbox that is there."""
+    """Run /bin/true in a sandbox that is there: once between the others' turns, and ten times in a row."""
     figures, trials, instances = _on_instances("exec", systems, lambda instance: instance.true, unit="ms")
     interleave(figures, trials, seconds=effort.seconds)
+    following = [Figure(row="exec in a row", system=figure.system, unit="ms") for figure in figures]
+    interleave(following, trials, seconds=effort.seconds, in_a_row=IN_A_ROW)
     _stop_all(instances, figures)
-    return figures
+    return figures + following
 
 
 def run_code(systems: Sequence[System], effort: Effort) -> list[Figure]:

@@ -72,3 +72,15 @@ def test_concurrent_work_is_done_as_often_as_asked_and_failures_are_told() -> No
     assert rate > 0
     assert failures == ["tenth"] * 5
     assert next(done) == 50
+
+
+def test_trials_in_a_row_follow_each_other() -> None:
+    order: list[str] = []
+
+    def trial(name: str) -> Trial:
+        return Trial(system=name, run=lambda: order.append(name))
+
+    figures = [figure(), figure()]
+    interleave(figures, [trial("a"), trial("b")], seconds=0, in_a_row=3)
+    assert order[2 * WARM_UPS :][:9] == ["a"] * 3 + ["b"] * 6
+    assert [len(each.values) for each in figures] == [3 * FEWEST_TRIALS] * 2
