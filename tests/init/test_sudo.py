@@ -238,9 +238,11 @@ async def holding(box: RunningInit) -> AsyncIterator[Held]:
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("holding.py")), str(box.pid)]
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)
-        held = Held(await nursery.start(run))
-        await held.wait_for("ready")
-        yield held
+        process = await nursery.start(run)
+        async with process.stdin, process.stdout:
+            held = Held(process)
+            await held.wait_for("ready")
+            yield held
         nursery.cancel_scope.cancel("the test is over")
 
 
