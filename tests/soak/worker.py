@@ -191,8 +191,14 @@ class Worker:
             assert answer.status == 200, answer
             return list(answer.json["sandboxes"])
 
-        wait_until(lambda: all(view["status"] not in TRANSIENT for view in ours()), limit=BACK_LIMIT)
-        return ours()
+        views: list[Any] = []
+
+        def settled() -> bool:
+            views[:] = ours()
+            return all(view["status"] not in TRANSIENT for view in views)
+
+        wait_until(settled, limit=BACK_LIMIT)
+        return views
 
     def _answers(self) -> bool:
         try:
