@@ -136,7 +136,7 @@ def test_directories_without_end_are_refused_and_leak_no_descriptor(tmp_path: Pa
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TreeRefused, match="2048 deep"):
         clone(tmp_path / "tree", tmp_path / "clone")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     subprocess.run(["rm", "-rf", tmp_path / "tree", tmp_path / "clone", tmp_path / "clone.scratch"], check=True)
 
 
