@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 import resource
@@ -107,6 +108,7 @@ async def test_connections_over_the_limit_are_told_so(app):
 
 @contextmanager
 def no_descriptors_left():
+    gc.collect()  # or what an earlier test forgot may be closed meanwhile, and make room
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)
