@@ -108,7 +108,7 @@ def test_a_full_process_table(user_image_dir: Path) -> None:
         daemon.shell(one, "echo kept > ~/file")
         assert daemon.call("POST", f"{SANDBOXES}/one/snapshot", {"name": "good"}).status == 201
         assert daemon.call("POST", f"{SANDBOXES}/still/stop").status == 200
-        wait_until(lambda: len(witnesses.slots(daemon)) == READY)
+        wait_until(lambda: witnesses.has_its_slots(daemon, running=1))
         limit_processes(daemon, 1)
         for _ in range(READY):  # these were made before
             daemon.create()

@@ -21,7 +21,7 @@ from sandboxd.kernel.cgroups import Cgroup
 from tests.support import census
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_LIMIT = 60.0
+START_LIMIT = 120.0
 STOP_LIMIT = 60.0
 
 

@@ -46,9 +46,9 @@ def slots(daemon: Daemon) -> frozenset[str]:
     return census.waiting(each for each in census.processes() if each.daemon == str(daemon.root))
 
 
-def has_its_slots(daemon: Daemon) -> bool:
-    """All of them, for a daemon without sandboxes: the last is its own when it holds both of its processes."""
-    return len(slots(daemon)) == READY and census.pidfds(daemon.pid) >= 2 * READY
+def has_its_slots(daemon: Daemon, *, running: int = 0) -> bool:
+    """All of them, beside so many sandboxes that run: the last is its own when it holds both of its processes."""
+    return len(slots(daemon)) == READY and census.pidfds(daemon.pid) >= 2 * (READY + running)
 
 
 def init_of(sandbox: str) -> int:
