@@ -79,7 +79,7 @@ def test_a_halted_tree_neither_runs_nor_grows_until_it_is_continued(round_: int)
     with namespace(STORM) as root:
         assert not halting.halted(root)
         halt(root)
-        assert halting.halted(root)
+        wait_until(lambda: halting.halted(root))
         # Soon: who is on the way into a stop, or out of an uninterruptible sleep, counts as stopped already.
         wait_until(lambda: is_at_rest(root))
         before = clocks(root)
