@@ -136,6 +136,9 @@ class Sandboxes:
         """The supervisor's whole life. Failures of a creation go to its caller, never up into the nursery."""
         try:
             await self._launch(entry, slot, image)
+            # Of a caller that is cancelled started() takes nothing over, nor says so: what comes after it would just
+            # be cancelled too, and the sandbox stay with nobody beside it, not even to delete it.
+            await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException as failure:
             await self._roll_back(entry)
             if not isinstance(failure, Exception):

@@ -5,10 +5,12 @@ import http.client
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.e2e.test_crash import stopped
 from tests.support import witnesses
 from tests.support.daemon import Daemon
 from tests.support.sandbox import Box
@@ -36,6 +38,20 @@ def test_a_client_that_leaves_while_creating_leaves_nothing_half_made(daemon: Da
     assert witnesses.disagreement(daemon) == {}
     for view in daemon.views():
         assert daemon.shell(view["id"], "echo well")["stdout"] == "well\n"
+
+
+def test_a_client_that_leaves_as_its_sandbox_is_complete_leaves_one_that_can_be_deleted(daemon: Daemon) -> None:
+    """A daemon that stood still learns both in one moment."""
+    for number in range(36):
+        wait_until(lambda: witnesses.slots(daemon) != frozenset())
+        connection = daemon.connect()
+        connection.request("POST", SANDBOXES, json.dumps({}))
+        time.sleep(number % 12 / 1000)  # a creation takes about so long: some are caught at its end
+        with stopped(daemon.pid):
+            connection.close()
+            time.sleep(0.02)  # sandbox-init answers meanwhile
+    daemon.delete_all()
+    assert witnesses.disagreement(daemon) == {}
 
 
 def test_a_name_is_free_again_when_its_creator_left(daemon: Daemon) -> None:
