@@ -139,6 +139,7 @@ def own_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
         fresh = daemon_as_root(request.getfixturevalue("image_dir"))
     else:
         fresh = daemon_as_user(request.getfixturevalue("user_image_dir"))
+    fresh.mortal = True
     try:
         yield fresh
     finally:
@@ -149,6 +150,7 @@ def own_daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 def own_root_daemon(image_dir: Path) -> Iterator[Daemon]:
     """As own_daemon, where it makes no difference who runs it."""
     fresh = daemon_as_root(image_dir)
+    fresh.mortal = True
     try:
         yield fresh
     finally:

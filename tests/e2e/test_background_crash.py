@@ -29,9 +29,7 @@ def background(own_daemon: Daemon) -> Background:
 
 def restart(daemon: Daemon, *, point: str | None = None) -> None:
     """Start another daemon, which dies at that point."""
-    daemon.environment.pop("SANDBOXD_CRASH_AT", None)
-    if point is not None:
-        daemon.environment["SANDBOXD_CRASH_AT"] = point
+    daemon.die_at(point)
     daemon.start()
 
 
@@ -49,8 +47,7 @@ def test_every_point_is_tried() -> None:
 def test_a_crash_while_a_command_is_started(background: Background, point: str) -> None:
     """Started and nobody was told, or not started: the list says what is true, and the log has every byte."""
     daemon = background.daemon
-    daemon.kill()
-    restart(daemon, point=point)
+    daemon.die_at(point)
     with contextlib.suppress(http.client.HTTPException, OSError):  # at the last point it has been answered
         background.start("echo begun; read line; echo got $line; exit 3", stdin=True)
     assert daemon.wait() == -signal.SIGKILL

@@ -50,11 +50,10 @@ def assert_survived(box: Box) -> None:
 
 
 def start_to_die_at(daemon: Daemon, point: str) -> None:
-    """Start (or start again) a daemon that will kill itself on reaching that point."""
-    if daemon.alive:
-        assert daemon.stop() == 0
-    daemon.environment["SANDBOXD_CRASH_AT"] = point
-    daemon.start()
+    """A daemon, the one that runs if there is one, will kill itself on reaching that point."""
+    daemon.die_at(point)
+    if not daemon.alive:
+        daemon.start()
 
 
 def dies_of(daemon: Daemon, method: str, path: str, body: object = None) -> None:
@@ -65,7 +64,7 @@ def dies_of(daemon: Daemon, method: str, path: str, body: object = None) -> None
 
 
 def restart(daemon: Daemon) -> None:
-    daemon.environment.pop("SANDBOXD_CRASH_AT", None)
+    daemon.die_at(None)
     daemon.start()
 
 
@@ -74,7 +73,7 @@ def test_a_crash_at_every_point_of_making_a_slot(survivor: Box) -> None:
     daemon = survivor.daemon
     assert daemon.stop() == 0
     for point in SLOT_POINTS:
-        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.die_at(point)
         daemon.launch()
         assert daemon.wait() == -signal.SIGKILL, point
     restart(daemon)
@@ -226,7 +225,7 @@ def test_a_crash_while_the_crash_before_is_cleaned_up(survivor: Box) -> None:
     start_to_die_at(daemon, DELETE_POINTS[0])
     dies_of(daemon, "DELETE", f"{SANDBOXES}/{doomed}")
     for point in SWEEP_POINTS:
-        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.die_at(point)
         daemon.launch()
         assert daemon.wait() == -signal.SIGKILL
     restart(daemon)

@@ -117,7 +117,7 @@ def test_a_crash_at_every_point_of_an_expiry(own_root_daemon: Daemon, action: st
         daemon.call("POST", f"{SANDBOXES}/{sandbox}/timeout", {"timeout_ms": 1})
     assert daemon.wait() == -signal.SIGKILL
     for point in points[1:]:
-        daemon.environment["SANDBOXD_CRASH_AT"] = point
+        daemon.die_at(point)
         daemon.launch()
         assert daemon.wait() == -signal.SIGKILL, point
     restart(daemon)

@@ -190,12 +190,12 @@ def test_a_pool_grows(host: Daemon, file_system: str) -> None:
 )
 def test_a_crash_in_the_middle_leaves_a_pool_or_none(host: Daemon, file_system: str, point: str) -> None:
     host.state.mkdir()
-    host.environment["SANDBOXD_CRASH_AT"] = point
+    host.die_at(point)
     storage(host, "init", "--size", "700M", "--fs", file_system)
     if point in {"storage:enlarged", "storage:removed"}:
         done = storage(host, "grow", "--size", "800M") if point == "storage:enlarged" else storage(host, "destroy")
         assert done.returncode == -9
-    del host.environment["SANDBOXD_CRASH_AT"]
+    host.die_at(None)
     if point == "storage:removed":
         refused_to_start(host, "storage destroy")
         assert storage(host, "destroy").returncode == 0

@@ -49,7 +49,7 @@ def kind(answer: Answer) -> tuple[int, str]:
 def dies_at(daemon: Daemon, point: str, path: str, body: object) -> None:
     start_to_die_at(daemon, point)
     dies_of(daemon, "POST", path, body)
-    del daemon.environment["SANDBOXD_CRASH_AT"]
+    daemon.die_at(None)
 
 
 def layer_of(daemon: Daemon, snapshot: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from sandboxd.crashpoints import POINTS
 from tests.conftest import daemon_as_user
 from tests.support import census, witnesses
 from tests.support.daemon import Daemon, running
@@ -33,16 +32,13 @@ def survivor(own_daemon: Daemon) -> Box:
 
 def crash(daemon: Daemon, point: str, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> None:
     """Have the daemon make the request and die at the point; then start the next one."""
-    assert point in POINTS
-    assert daemon.stop() == 0
-    daemon.environment["SANDBOXD_CRASH_AT"] = point
-    daemon.start()
+    daemon.die_at(point)
     with contextlib.suppress(http.client.HTTPException, OSError):
         answer = daemon.call(method, path, body, data=data)
         # What is done in the background dies after the answer.
         assert answer.status < 300, answer.data
     assert daemon.wait() == -signal.SIGKILL
-    del daemon.environment["SANDBOXD_CRASH_AT"]
+    daemon.die_at(None)
     daemon.start()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sandboxd.crashpoints import POINTS
 from sandboxd.kernel.cgroup_tree import discover_cgroups
 from sandboxd.kernel.cgroups import Cgroup
 from tests.support import census
@@ -23,6 +24,8 @@ from tests.support import census
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_LIMIT = 120.0
 STOP_LIMIT = 60.0
+CRASH_AT = "crash-at"
+"""in a daemon's directory: where it is to kill itself"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Daemon:
     environment: dict[str, str] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
     """passed on to it"""
+    mortal: bool = False
+    """it looks where it is to die, at each of the points: see die_at()"""
     process: subprocess.Popen[bytes] | None = None
     at_rest: Counter[str] = field(default_factory=Counter)
     """descriptors of a shared daemon that has nothing to do, and all of its slots"""
@@ -131,6 +136,8 @@ class Daemon:
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         """A command line of the `sandboxd` program as this daemon's user, and its environment."""
         marks = {"PYTHONPATH": str(CHECKOUT), census.DAEMON: str(self.root)}
+        if self.mortal:
+            marks["SANDBOXD_CRASH_AT"] = str(self.root / CRASH_AT)
         environment = {**os.environ, **marks, **self.environment}
         return [*self.prefix, sys.executable, "-m", "sandboxd", *arguments], environment
 
@@ -179,6 +186,21 @@ class Daemon:
         self.signal(signal.SIGKILL)
         self.wait()
 
+    def die_at(self, point: str | None) -> None:
+        """Have it kill itself on reaching that point, running already or yet to be started; None: nowhere.
+
+        It must be `mortal` from before its start.
+        """
+        file = self.root / CRASH_AT
+        if point is None:
+            file.unlink(missing_ok=True)
+            return
+        assert self.mortal
+        assert point in POINTS
+        new = file.with_suffix(".new")
+        new.write_text(point)
+        new.rename(file)
+
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
@@ -189,7 +211,7 @@ class Daemon:
 
     def sweep(self) -> None:
         """End everything, whatever state it is in, and remove its files. Raises: AssertionError if it cannot."""
-        self.environment.pop("SANDBOXD_CRASH_AT", None)
+        self.die_at(None)
         try:
             if self.alive or self._has_left_something():
                 if not self.alive:
