@@ -39,6 +39,7 @@ from sandboxd.service.service import Capabilities, Service, open_service
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.pool import open_volume
 from sandboxd.store import open_store
+from sandboxd.task_tree import render_task_tree
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +98,16 @@ async def handle_signals(
     reload: Callable[[], Config],
     task_status: trio.TaskStatus[None],
 ) -> None:
-    """TERM or INT: end gracefully; a second one: at once. HUP: read the configuration again."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    """TERM or INT: end gracefully; a second one: at once. HUP: read the configuration again. USR1: log all tasks."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
                 reload_config(service, reload)
+            elif number == signal.SIGUSR1:
+                root = trio.lowlevel.current_root_task()
+                assert root is not None
+                log.warning("all tasks:\n%s", render_task_tree(root))
             elif stop.is_set():
                 log.warning("second %s: ending at once", signal.Signals(number).name)
                 everything.cancel("second signal")

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -197,6 +199,22 @@ def test_hup_with_a_wrong_file_changes_nothing(own_root_daemon: Daemon) -> None:
     wait_until(lambda: "configuration not reloaded" in own_root_daemon.log)
     assert "line 2: sandbox.max_timeouts: unknown key" in own_root_daemon.log
     assert own_root_daemon.call("POST", SANDBOXES, {"timeout_ms": 200_000}).status == 400
+
+
+def test_usr1_says_what_every_task_waits_for(own_daemon: Daemon) -> None:
+    own_daemon.start()
+    sandbox = own_daemon.create()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(own_daemon.shell, sandbox, "touch /tmp/begun; sleep 600")
+        wait_until(lambda: own_daemon.shell(sandbox, "test -e /tmp/begun")["exit_code"] == 0)
+        own_daemon.signal(signal.SIGUSR1)
+        wait_until(lambda: "all tasks:" in own_daemon.log)
+        (line,) = [line for line in own_daemon.log.splitlines() if f"http /v1/sandboxes/{sandbox}/shell: " in line]
+        assert re.search(r"service/commands/attached\.py:\d+ receive > .*init_connection\.py:\d+ \w+$", line)
+        assert any(line.startswith("  ") and "handle_signals" in line for line in own_daemon.log.splitlines())
+        own_daemon.delete(sandbox)
+        asked.exception()
+    assert own_daemon.call("GET", "/v1/health").status == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
