@@ -45,8 +45,8 @@ UNSENT_BYTES = 128 * 1024
 # Seconds an application has to end once its connection has, before it is cancelled.
 ENDING_GRACE = 5.0
 
-# Seconds a closing connection lingers in all, however long its peer goes on sending.
-LINGER_LIMIT = 60.0
+# Seconds a closing connection lingers in all, however long its peer goes on sending; as nginx's lingering_time.
+LINGER_LIMIT = 30.0
 
 # Seconds a closing connection lingers once the daemon is stopping; nearly every peer needs none.
 STOPPING_LINGER = 0.25

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_keys import bearer, port, tcp, tcp_daemon
+from tests.e2e.test_keys import bearer, daemon_and_port, port, tcp, tcp_daemon
 from tests.support.daemon import Answer, Daemon
 
 SANDBOXES = "/v1/sandboxes"
-__all__ = ["port", "tcp_daemon"]
+__all__ = ["daemon_and_port", "port", "tcp_daemon"]
 
 
 class Holder:
