@@ -72,6 +72,22 @@ def test_snapshots_clones_and_restores_copy_nothing(pooled: Daemon) -> None:
     assert box.shell("cat ~/file; md5sum ~/big")["stdout"] == "one\n" + before
 
 
+def test_a_snapshot_is_on_the_disk_when_it_is_answered(host: Daemon, tmp_path: Path) -> None:
+    """The pool's file has what a power cut leaves: what the kernel has not written to the device yet is not in it.
+
+    On XFS, which can be asked to mount what it takes for the same file system twice.
+    """
+    init(host, "xfs")
+    box = Box(host.start(), host.create())
+    box.shell("echo kept > ~/file")
+    assert box.answer("snapshot", None).status == 201
+    subprocess.run(["cp", "--sparse=always", pool_file(host), tmp_path / "copy"], check=True)
+    (tmp_path / "point").mkdir()
+    script = "mount -o loop,nouuid copy point && cat point/layers/*/upper/home/user/file; umount point"
+    seen = subprocess.run(["unshare", "--mount", "sh", "-c", script], cwd=tmp_path, capture_output=True, check=False)
+    assert (seen.stdout, seen.stderr) == (b"kept\n", b"")
+
+
 def test_a_long_chain_in_a_pool_is_squashed_too(pooled: Daemon) -> None:
     current = pooled.create()
     for number in range(11):
