@@ -10,6 +10,7 @@ context is left, and in the first and last case the response is completed proper
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -162,8 +163,9 @@ class OwningBody(ResponseBody):
     def __aiter__(self) -> Self:
         return self
 
+    @abstractmethod
     async def __anext__(self) -> bytes:
-        raise NotImplementedError
+        """The next piece."""
 
 
 class _StreamBody(OwningBody):
