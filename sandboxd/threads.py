@@ -30,10 +30,12 @@ async def run_in_thread(
         return await trio.to_thread.run_sync(work, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
 
 
-async def run_in_thread_or_here(work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+async def run_in_thread_or_here(
+    work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None, abandon_on_cancel: bool = False
+) -> T:
     """For what is short and has to be done: if there is no thread to be had, everything waits for it."""
     try:
-        return await trio.to_thread.run_sync(work, limiter=limiter)
+        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
     except RuntimeError as error:
         if str(error) != _NO_THREAD:
             raise

@@ -2,6 +2,7 @@
 
 import errno
 import uuid
+from functools import partial
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Unprocessable
@@ -12,7 +13,7 @@ from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Sandbox
 from sandboxd.service.entry import Entry, Host
 from sandboxd.service.storage.layers import Layers
-from sandboxd.threads import run_in_thread
+from sandboxd.threads import run_in_thread_or_here
 
 
 class Machines:
@@ -80,7 +81,8 @@ class Machines:
 
     async def sync(self, sandbox: str) -> None:
         """Have its files outlive a power cut from here on. Cancelled: it goes on unattended."""
-        await run_in_thread(self._host.disk.sync, sandbox, abandon_on_cancel=True)
+        # Without a thread too: a stop that gave up here would be under way until the next start of the daemon.
+        await run_in_thread_or_here(partial(self._host.disk.sync, sandbox), abandon_on_cancel=True)
 
     def _plan(self, slot: Slot, sandbox: Sandbox, image: Image) -> LaunchPlan:
         return LaunchPlan(
