@@ -134,6 +134,7 @@ def test_a_full_process_table(user_image_dir: Path) -> None:
         limit_processes(daemon, 4000)
         assert daemon.alive
         # Refused was its restore, after it had been stopped or before; and maybe its resume.
+        wait_until(lambda: daemon.view("one")["status"] in {"stopped", "paused", "running"})
         for verb in {"stopped": ["start"], "paused": ["resume"], "running": []}[daemon.view("one")["status"]]:
             assert daemon.call("POST", f"{SANDBOXES}/one/{verb}").status == 200
         assert daemon.shell("one", "cat ~/file")["stdout"] == "kept\n"

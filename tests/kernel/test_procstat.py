@@ -74,16 +74,24 @@ def test_a_zombie_keeps_its_start_time_and_has_no_memory() -> None:
     process.wait()
 
 
-def test_memory_of_our_own_counts_in_full_and_shared_memory_in_shares() -> None:
+def memory_counts_as_it_is_shared() -> bool:
     before = proportional_set_size([os.getpid()])
     with mmap.mmap(-1, 32 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as private:
         private.write(b"x" * 32 * MIB)
         alone = proportional_set_size([os.getpid()])
-        assert alone - before == pytest.approx(32 * MIB, rel=0.1)
         with child_sharing_memory() as child:
             shared = proportional_set_size([os.getpid()])
-            assert shared < alone - 14 * MIB
-            assert proportional_set_size([os.getpid(), child]) == pytest.approx(alone, rel=0.1)
+            both = proportional_set_size([os.getpid(), child])
+    return bool(
+        alone - before == pytest.approx(32 * MIB, rel=0.1)
+        and shared < alone - 14 * MIB
+        and both == pytest.approx(alone, rel=0.1)
+    )
+
+
+def test_memory_of_our_own_counts_in_full_and_shared_memory_in_shares() -> None:
+    # Until it does: whoever shares our pages, a child of a test before this one, changes our part by its end.
+    wait_until(memory_counts_as_it_is_shared)
 
 
 def test_the_boot_id_is_the_kernels() -> None:
