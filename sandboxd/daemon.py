@@ -25,17 +25,17 @@ import trio
 from sandboxd.config import Config, find_asset, in_own_userns
 from sandboxd.errors import StartupError
 from sandboxd.http.app import build_app
-from sandboxd.http.listeners import Listener, activated, bind, parse_listen_address
-from sandboxd.http.serving import Server, ServingLimits
-from sandboxd.isolation import seccomp
-from sandboxd.isolation.bwrap import BwrapBackend
+from sandboxd.http.server.listeners import Listener, activated, bind, parse_listen_address
+from sandboxd.http.server.serving import Server, ServingLimits
+from sandboxd.isolation.bwrap import seccomp
+from sandboxd.isolation.bwrap.backend import BwrapBackend
 from sandboxd.kernel import rootless
 from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgroups, prepare_cgroups
 from sandboxd.kernel.cgroups import block_device_of
-from sandboxd.service.entry import Host
+from sandboxd.service.api import Capabilities, Service, open_service
 from sandboxd.service.ports import PortNames
-from sandboxd.service.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
-from sandboxd.service.service import Capabilities, Service, open_service
+from sandboxd.service.sandboxes.entry import Host
+from sandboxd.service.sandboxes.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.pool import open_volume
 from sandboxd.store import open_store

@@ -1,7 +1,7 @@
 /*
  * protocol.h: what the daemon and sandbox-init say to each other.
  *
- * The daemon's half is sandboxd/isolation/wire.py; a test compares every constant below with it.
+ * The daemon's half is sandboxd/isolation/init/wire.py; a test compares every constant below with it.
  *
  * Theory of operation
  * -------------------

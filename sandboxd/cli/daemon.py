@@ -64,7 +64,7 @@ def run_daemon(loaded: Config, path: Path | None, overrides: dict[str, Any]) -> 
 
 def enter_rootless(state_dir: Path) -> None:
     """Become root of the user's own namespace: of the one where the sandboxes of an earlier daemon run, if any do."""
-    from sandboxd.isolation.marks import find_namespace
+    from sandboxd.isolation.bwrap.marks import find_namespace
     from sandboxd.kernel import rootless
 
     # Decided by the person's own ids and home, before they look like root's.

@@ -16,7 +16,7 @@ from sandboxd.cli.progress import Advance, transfer_progress
 from sandboxd.cli.runner import ungrouped
 from sandboxd.cli.trees import Skipped, pack, unpack
 from sandboxd.client import Client
-from sandboxd.kernel.tarstream import ArchiveError
+from sandboxd.trees.tarstream import ArchiveError
 
 
 async def send_tree(client: Client, sandbox: str, source: Path, path: str, *, user: str | None) -> Skipped:

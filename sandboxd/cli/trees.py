@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self
 
-from sandboxd.kernel.tarstream import ArchiveError, ByteSource, EntryType, TarEntry, TarReader
+from sandboxd.trees.tarstream import ArchiveError, ByteSource, EntryType, TarEntry, TarReader
 
 PIECE = 256 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -9,14 +9,14 @@ from werkzeug.exceptions import HTTPException
 from sandboxd.errors import SandboxdError
 from sandboxd.http.akira import errors as akira_errors
 from sandboxd.http.akira import routes as akira
-from sandboxd.http.connection import SandboxdApp
+from sandboxd.http.kit.routes import add_routes, render
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
 from sandboxd.http.proxy.application import PortProxy
 from sandboxd.http.proxy.routes import by_host, by_path
-from sandboxd.http.routes import add_routes, render
-from sandboxd.http.stack import ASGIFramework
-from sandboxd.service.service import Service
+from sandboxd.http.server.connection import SandboxdApp
+from sandboxd.http.server.stack import ASGIFramework
+from sandboxd.service.api import Service
 
 log = logging.getLogger(__name__)
 

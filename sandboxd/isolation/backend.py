@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from sandboxd.errors import SandboxLost
-from sandboxd.isolation.init_client import InitClient
+from sandboxd.isolation.init.client import InitClient
 from sandboxd.isolation.plan import LaunchPlan, Slot
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup

@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import trio
 
 from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, SandboxLost, Unavailable
-from sandboxd.isolation.init_client import InitError, InitGone
-from sandboxd.isolation.wire import WireError
+from sandboxd.isolation.init.client import InitError, InitGone
+from sandboxd.isolation.init.wire import WireError
 from sandboxd.kernel import listening
 from sandboxd.kernel.listening import ListeningSocket, Process
 from sandboxd.model import Exposure
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.store import Store
 from sandboxd.threads import run_in_thread
 

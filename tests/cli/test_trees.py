@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.cli.trees import pack, unpack
-from sandboxd.kernel.tarstream import ArchiveError
+from sandboxd.trees.tarstream import ArchiveError
 
 
 @pytest.fixture

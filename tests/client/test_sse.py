@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.client.sse import EventDecoder, ServerSentEvent
-from sandboxd.http import streams
+from sandboxd.http.kit import streams
 
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"))
 EVENTS = st.lists(st.tuples(LINE.filter(bool), LINE, st.text("ab\n")))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sandboxd.crashpoints import POINTS
-from sandboxd.service.slots import READY
+from sandboxd.service.sandboxes.slots import READY
 from tests.support import census, witnesses
 from tests.support.daemon import Daemon
 from tests.support.sandbox import Box

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.service.slots import READY
+from sandboxd.service.sandboxes.slots import READY
 from tests.conftest import daemon_as_user
 from tests.support import ordinary_user, witnesses
 from tests.support.background import Background

@@ -13,7 +13,7 @@ import sqlite3
 
 import pytest
 
-from sandboxd.isolation.marks import marked_processes
+from sandboxd.isolation.bwrap.marks import marked_processes
 from tests.e2e.test_crash import dies_of, start_to_die_at
 from tests.support import witnesses
 from tests.support.daemon import Answer, Daemon

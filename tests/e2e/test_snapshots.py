@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.kernel.layerarchive import trailer
+from sandboxd.trees.layerarchive import trailer
 from tests.support import trees, witnesses
 from tests.support.daemon import Answer, Daemon
 from tests.support.sandbox import Box

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from sandboxd.service.slots import READY
+from sandboxd.service.sandboxes.slots import READY
 from tests.e2e.test_crash import restart, start_to_die_at, stopped
 from tests.e2e.test_crash_sleep import bring_to
 from tests.e2e.test_lifecycle import SANDBOXES

@@ -4,8 +4,8 @@ import pytest
 import quart
 import trio
 
-from sandboxd.http.connection import SandboxdApp
-from sandboxd.http.peer import peer_of
+from sandboxd.http.server.connection import SandboxdApp
+from sandboxd.http.server.peer import peer_of
 
 
 @pytest.fixture

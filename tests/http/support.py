@@ -23,8 +23,8 @@ import trio
 import trio_websocket
 from hypercorn.config import Config
 
-from sandboxd.http.listeners import TcpAddress, UnixAddress, bind
-from sandboxd.http.serving import Server, ServingLimits
+from sandboxd.http.server.listeners import TcpAddress, UnixAddress, bind
+from sandboxd.http.server.serving import Server, ServingLimits
 from tests.support.waiting import PATIENCE
 
 

@@ -10,8 +10,8 @@ from quart import Response
 from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import InvalidRequest, TooLarge
-from sandboxd.http.connection import SandboxdApp, raw_path_segments, read_body
-from sandboxd.http.serving import ServingLimits
+from sandboxd.http.server.connection import SandboxdApp, raw_path_segments, read_body
+from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import PATIENCE, client, exchange, is_serving, serving
 
 MIB = 2**20

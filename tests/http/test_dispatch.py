@@ -8,8 +8,8 @@ import trio
 import trio.testing
 from werkzeug.datastructures import Headers
 
-from sandboxd.http.dispatch import DirectApp
-from sandboxd.http.stack import current_app, current_request
+from sandboxd.http.server.dispatch import DirectApp
+from sandboxd.http.server.stack import current_app, current_request
 from tests.http.support import PATIENCE
 
 

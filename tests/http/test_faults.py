@@ -16,8 +16,8 @@ import trio_websocket
 from quart_trio import QuartTrio
 from trio.testing import MockClock
 
-from sandboxd.http.connection import SandboxdApp
-from sandboxd.http.serving import ServingLimits
+from sandboxd.http.server.connection import SandboxdApp
+from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import (
     PATIENCE,
     Served,

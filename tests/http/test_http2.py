@@ -2,7 +2,7 @@ import h2.events
 import pytest
 import trio
 
-from sandboxd.http.serving import ServingLimits
+from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import PATIENCE, Http2Client, read_to_end, serving
 
 

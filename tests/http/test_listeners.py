@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import StartupError
-from sandboxd.http import listeners
-from sandboxd.http.listeners import TcpAddress, UnixAddress, activated, bind, parse_listen_address
+from sandboxd.http.server import listeners
+from sandboxd.http.server.listeners import TcpAddress, UnixAddress, activated, bind, parse_listen_address
 
-ROOT = Path(listeners.__file__).parents[2]
+ROOT = Path(listeners.__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,13 @@ def test_busy_stranger_with_a_full_backlog_is_left_alone(tmp_path):
 def test_socket_of_a_dead_daemon_is_replaced(tmp_path):
     """SIGKILL leaves the socket and the lock file; the lock itself dies with its holder."""
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom sandboxd.http.listeners import UnixAddress, bind\n"
+        "import os, signal, sys\n"
+        "from pathlib import Path\nfrom sandboxd.http.server.listeners import UnixAddress, bind\n"
         "with bind([UnixAddress(Path(sys.argv[1]))]):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "s"
     killed = subprocess.run(
-        [sys.executable, "-c", script, path], check=False, cwd=Path(listeners.__file__).parents[2]
+        [sys.executable, "-c", script, path], check=False, cwd=Path(listeners.__file__).parents[3]
     )
     assert killed.returncode == -9
     assert sorted(file.name for file in tmp_path.iterdir()) == ["s", "s.lock"]
@@ -241,7 +242,7 @@ def test_unusable_host_is_one_sentence(host):
 ACTIVATED = """
 import os, sys
 from sandboxd.errors import StartupError
-from sandboxd.http.listeners import activated
+from sandboxd.http.server.listeners import activated
 os.dup2(int(sys.argv[2]), 3)
 os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
 try:

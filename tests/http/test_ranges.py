@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 
-from sandboxd.http.ranges import Resource, plan
+from sandboxd.http.kit.ranges import Resource, plan
 
 resources = st.builds(
     Resource, size=st.integers(0, 2**63), version=st.just("v1"), modified=st.floats(0, 2**31), ranges=st.booleans()

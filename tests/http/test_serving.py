@@ -12,8 +12,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandboxd.http.peer import Credentials
-from sandboxd.http.serving import ServingLimits
+from sandboxd.http.server.peer import Credentials
+from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import PATIENCE, Client, client, exchange, is_serving, read_to_end, serving, websocket
 
 GET = b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -122,7 +122,7 @@ def no_descriptors_left():
 @contextmanager
 def calling(react, *, on):
     """Call `react` when the serving log says `on`."""
-    log = logging.getLogger("sandboxd.http.serving")
+    log = logging.getLogger("sandboxd.http.server.serving")
 
     def watch(record):
         if on in record.getMessage():

@@ -14,7 +14,7 @@ import quart_trio.app
 import quart_trio.asgi
 
 from sandboxd.errors import StartupError
-from sandboxd.http import stack
+from sandboxd.http.server import stack
 
 
 def test_exported_names_are_sorted_and_complete():

@@ -7,8 +7,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.http.connection import SandboxdApp
-from sandboxd.http.streams import (
+from sandboxd.http.kit.streams import (
     SSE_KEEP_ALIVE_EVENT,
     ServerSentEvent,
     encode_ndjson,
@@ -16,6 +15,7 @@ from sandboxd.http.streams import (
     sse_response,
     stream_response,
 )
+from sandboxd.http.server.connection import SandboxdApp
 from tests.http.support import PATIENCE, exchange, read_to_end, serving
 
 GET = b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"

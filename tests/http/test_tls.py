@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from sandboxd.http.connection import SandboxdApp
-from sandboxd.http.listeners import TcpAddress, bind
-from sandboxd.http.serving import Server, ServingLimits
+from sandboxd.http.server.connection import SandboxdApp
+from sandboxd.http.server.listeners import TcpAddress, bind
+from sandboxd.http.server.serving import Server, ServingLimits
 from tests.http.support import PATIENCE, Http2Client
 
 CERTIFICATE = Path(__file__).with_name("tls.pem")

@@ -8,10 +8,11 @@ import trio_websocket
 from trio.testing import MockClock
 
 from sandboxd.errors import LaunchFailed, NotFound
-from sandboxd.http import exchange, websockets
-from sandboxd.http.connection import SandboxdApp, WebsocketDisconnected
-from sandboxd.http.serving import ServingLimits
-from sandboxd.http.websockets import INBOUND_BYTES, Close, Overflow, WebsocketSession, websocket_session
+from sandboxd.http.kit import websockets
+from sandboxd.http.kit.websockets import INBOUND_BYTES, Close, Overflow, WebsocketSession, websocket_session
+from sandboxd.http.server import exchange
+from sandboxd.http.server.connection import SandboxdApp, WebsocketDisconnected
+from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import PATIENCE, close_code, serving, websocket
 
 

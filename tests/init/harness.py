@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import trio
 
-from sandboxd.isolation.init_client import Attachment, InitClient, InitGone, SpawnRequest
-from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
-from sandboxd.isolation.wire import Output, Stream
+from sandboxd.isolation.init.client import Attachment, InitClient, InitGone, SpawnRequest
+from sandboxd.isolation.init.messages import Exited, Gap, StdinAck, StdinClosed
+from sandboxd.isolation.init.wire import Output, Stream
 from tests.support.waiting import PATIENCE
 
 SOURCES = Path(__file__).parents[2] / "rootfs" / "init"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitClient, InitError, InitGone, SpawnRequest
-from sandboxd.isolation.init_messages import Exited, Gap, ResourceLimit, StdinClosed
-from sandboxd.isolation.wire import (
+from sandboxd.isolation.init.client import InitClient, InitError, InitGone, SpawnRequest
+from sandboxd.isolation.init.messages import Exited, Gap, ResourceLimit, StdinClosed
+from sandboxd.isolation.init.wire import (
     MAX_ENDED_COMMANDS,
     OFFSET_NOW,
     CommandState,

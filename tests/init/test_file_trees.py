@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_archives import PutEntry, data_frames
-from sandboxd.isolation.init_client import InitClient, InitError
-from sandboxd.isolation.init_files import WriteOptions
-from sandboxd.isolation.init_messages import Entry, encode_fields
-from sandboxd.isolation.wire import MAX_NESTING, FileType, Op, Tag, encode_frame
+from sandboxd.isolation.init.archives import PutEntry, data_frames
+from sandboxd.isolation.init.client import InitClient, InitError
+from sandboxd.isolation.init.files import WriteOptions
+from sandboxd.isolation.init.messages import Entry, encode_fields
+from sandboxd.isolation.init.wire import MAX_NESTING, FileType, Op, Tag, encode_frame
 from tests.init.harness import Content, RunningInit, wait_until
 
 SECOND = 1_000_000_000

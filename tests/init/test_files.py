@@ -12,10 +12,10 @@ import psutil
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitClient, InitError
-from sandboxd.isolation.init_files import WriteOptions
-from sandboxd.isolation.init_messages import Entry
-from sandboxd.isolation.wire import MAX_DEPTH, FileType
+from sandboxd.isolation.init.client import InitClient, InitError
+from sandboxd.isolation.init.files import WriteOptions
+from sandboxd.isolation.init.messages import Entry
+from sandboxd.isolation.init.wire import MAX_DEPTH, FileType
 from tests.init.harness import Content, RunningInit, wait_until
 from tests.support.waiting import PATIENCE
 

@@ -16,12 +16,22 @@ import pytest
 import trio
 import trio.testing
 
-from sandboxd.isolation import wire
-from sandboxd.isolation.init_archives import PutEntry
-from sandboxd.isolation.init_client import InitError, SpawnRequest, TerminalSize
-from sandboxd.isolation.init_connection import connect, connect_nowait
-from sandboxd.isolation.init_messages import ResourceLimit, encode_fields
-from sandboxd.isolation.wire import MAX_DATA, MAX_PAYLOAD, FileType, Flag, Op, Scope, StdinMode, Tag, encode_frame
+from sandboxd.isolation.init import wire
+from sandboxd.isolation.init.archives import PutEntry
+from sandboxd.isolation.init.client import InitError, SpawnRequest, TerminalSize
+from sandboxd.isolation.init.connection import connect, connect_nowait
+from sandboxd.isolation.init.messages import ResourceLimit, encode_fields
+from sandboxd.isolation.init.wire import (
+    MAX_DATA,
+    MAX_PAYLOAD,
+    FileType,
+    Flag,
+    Op,
+    Scope,
+    StdinMode,
+    Tag,
+    encode_frame,
+)
 from tests.init.harness import SOURCES, RunningInit, ordinary_init, shell
 from tests.support.waiting import PATIENCE
 

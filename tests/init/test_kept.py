@@ -6,10 +6,10 @@ from contextlib import closing, suppress
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitClient, InitError, InitGone, SpawnRequest
-from sandboxd.isolation.init_connection import Connection, connect
-from sandboxd.isolation.init_messages import Exited, Welcome, encode_fields
-from sandboxd.isolation.wire import MAX_DATA, Flag, Frame, Op, StdinMode, Tag, encode_frame
+from sandboxd.isolation.init.client import InitClient, InitError, InitGone, SpawnRequest
+from sandboxd.isolation.init.connection import Connection, connect
+from sandboxd.isolation.init.messages import Exited, Welcome, encode_fields
+from sandboxd.isolation.init.wire import MAX_DATA, Flag, Frame, Op, StdinMode, Tag, encode_frame
 from tests.init.harness import RunningInit, follow, shell, wait_until
 
 TRUE = SpawnRequest(argv=["true"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitError
+from sandboxd.isolation.init.client import InitError
 from tests.init.harness import RunningInit
 from tests.support.waiting import PATIENCE
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import SpawnRequest, TerminalSize
-from sandboxd.isolation.wire import Scope, StdinMode
+from sandboxd.isolation.init.client import SpawnRequest, TerminalSize
+from sandboxd.isolation.init.wire import Scope, StdinMode
 from tests.init.harness import (
     Etc,
     RunningInit,

@@ -5,8 +5,8 @@ import signal
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitError, SpawnRequest, TerminalSize
-from sandboxd.isolation.wire import Flag, StdinMode
+from sandboxd.isolation.init.client import InitError, SpawnRequest, TerminalSize
+from sandboxd.isolation.init.wire import Flag, StdinMode
 from tests.init.harness import RunningInit, follow, has_terminal, read_until, run, wait_until
 
 SIZE = TerminalSize(80, 24)

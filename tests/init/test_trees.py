@@ -8,9 +8,9 @@ import psutil
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import Attachment, InitError, SpawnRequest
-from sandboxd.isolation.init_messages import ResourceLimit
-from sandboxd.isolation.wire import Flag, Scope, StdinMode
+from sandboxd.isolation.init.client import Attachment, InitError, SpawnRequest
+from sandboxd.isolation.init.messages import ResourceLimit
+from sandboxd.isolation.init.wire import Flag, Scope, StdinMode
 from tests.init.harness import RunningInit, alive, command_line, descendants, follow, read_until, shell, wait_until
 from tests.support.waiting import PATIENCE
 

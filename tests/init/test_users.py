@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitError, SpawnRequest
-from sandboxd.isolation.init_files import WriteOptions
-from sandboxd.isolation.wire import FileType
+from sandboxd.isolation.init.client import InitError, SpawnRequest
+from sandboxd.isolation.init.files import WriteOptions
+from sandboxd.isolation.init.wire import FileType
 from tests.init.harness import Content, Etc, RunningInit, pid1_init, run, shell
 from tests.support.waiting import PATIENCE
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.isolation.init_client import InitError
-from sandboxd.isolation.init_connection import connect
-from sandboxd.isolation.init_messages import encode_fields
-from sandboxd.isolation.init_watches import ChangeStream, Synced
-from sandboxd.isolation.wire import Change, ChangeKind, Op, Tag, encode_frame
+from sandboxd.isolation.init.client import InitError
+from sandboxd.isolation.init.connection import connect
+from sandboxd.isolation.init.messages import encode_fields
+from sandboxd.isolation.init.watches import ChangeStream, Synced
+from sandboxd.isolation.init.wire import Change, ChangeKind, Op, Tag, encode_frame
 from tests.init.harness import RunningInit, pid1_init, shell, wait_until
 from tests.support.waiting import PATIENCE
 

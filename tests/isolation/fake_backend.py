@@ -16,8 +16,8 @@ import trio
 
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.backend import Meanwhile, RunningMachine, attach_by_pid
-from sandboxd.isolation.init_connection import unix_address
-from sandboxd.isolation.marks import MARK, marked_processes
+from sandboxd.isolation.bwrap.marks import MARK, marked_processes
+from sandboxd.isolation.init.connection import unix_address
 from sandboxd.isolation.plan import LaunchPlan, Slot
 from sandboxd.kernel import procstat
 from sandboxd.kernel.cgroups import Cgroup

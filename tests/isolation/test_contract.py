@@ -14,14 +14,14 @@ import trio
 
 from sandboxd.config import find_asset
 from sandboxd.errors import LaunchFailed
-from sandboxd.isolation import seccomp
 from sandboxd.isolation.backend import Backend
-from sandboxd.isolation.bwrap import BwrapBackend
-from sandboxd.isolation.init_client import InitClient, SpawnRequest
-from sandboxd.isolation.init_messages import Exited
-from sandboxd.isolation.marks import marked_processes
+from sandboxd.isolation.bwrap import seccomp
+from sandboxd.isolation.bwrap.backend import BwrapBackend
+from sandboxd.isolation.bwrap.marks import marked_processes
+from sandboxd.isolation.init.client import InitClient, SpawnRequest
+from sandboxd.isolation.init.messages import Exited
+from sandboxd.isolation.init.wire import Output
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
-from sandboxd.isolation.wire import Output
 from sandboxd.service.images.store import ImageStore
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.volume import PlainVolume

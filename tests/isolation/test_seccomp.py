@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import StartupError
-from sandboxd.isolation import seccomp
-from sandboxd.isolation.seccomp import Argument, Rule, compile_profile, profile_descriptor, read_profile
+from sandboxd.isolation.bwrap import seccomp
+from sandboxd.isolation.bwrap.seccomp import Argument, Rule, compile_profile, profile_descriptor, read_profile
 from sandboxd.kernel.classic_bpf import RET_ALLOW as ALLOW
 from sandboxd.kernel.classic_bpf import RET_KILL_PROCESS as KILL_PROCESS
 from tests.kernel.bpf_reader import Call, answer, refused

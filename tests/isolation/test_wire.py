@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.isolation.init_client import SpawnRequest, TerminalSize
-from sandboxd.isolation.init_messages import (
+from sandboxd.isolation.init.client import SpawnRequest, TerminalSize
+from sandboxd.isolation.init.messages import (
     MESSAGES,
     Done,
     End,
@@ -20,7 +20,7 @@ from sandboxd.isolation.init_messages import (
     Started,
     encode_fields,
 )
-from sandboxd.isolation.wire import (
+from sandboxd.isolation.init.wire import (
     HEADER_SIZE,
     MAX_DATA,
     MAX_PAYLOAD,

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.kernel.archive import unpack
-from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge, parse_pax
-from sandboxd.kernel.treedigest import digest_tree
-from sandboxd.kernel.treewriter import UnpackLimits, UnpackSummary
+from sandboxd.trees.archive import unpack
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge, parse_pax
+from sandboxd.trees.treedigest import digest_tree
+from sandboxd.trees.treewriter import UnpackLimits, UnpackSummary
 from tests.kernel.hostile_archives import archive, escapes, member, refused, unpack_naively
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.kernel.tarencode import TarEncoder
-from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge, EntryType, TarEntry, TarReader
-from sandboxd.kernel.zipencode import ZipEncoder
-from sandboxd.kernel.zipread import MAX_DIRECTORY, MAX_ENTRIES, ZipReader
+from sandboxd.trees.tarencode import TarEncoder
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge, EntryType, TarEntry, TarReader
+from sandboxd.trees.zipencode import ZipEncoder
+from sandboxd.trees.zipread import MAX_DIRECTORY, MAX_ENTRIES, ZipReader
 
 SECOND = 1_000_000_000
 components = st.binary(min_size=1, max_size=90).filter(

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.kernel.idattributes import moved
-from sandboxd.kernel.layerarchive import read_layer, trailer
-from sandboxd.kernel.layerwriting import begin_archive
-from sandboxd.service.storage.transfer import PACK
+from sandboxd.service.snapshots.transfer import PACK
+from sandboxd.trees.idattributes import moved
+from sandboxd.trees.layerarchive import read_layer, trailer
+from sandboxd.trees.layerwriting import begin_archive
 from tests.support.trees import Scribbler, describe
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")

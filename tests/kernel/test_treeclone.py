@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.kernel.treeclone import CloneSummary, TreeRefused, clone_tree, lay_over
+from sandboxd.trees.treeclone import CloneSummary, TreeRefused, clone_tree, lay_over
 from tests.support.trees import Scribbler, describe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")

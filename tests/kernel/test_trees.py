@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge
-from sandboxd.kernel.treecopy import copy_tree
-from sandboxd.kernel.treedigest import TreeDigest, digest_tree
-from sandboxd.kernel.treewriter import UnpackLimits, UnpackSummary
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge
+from sandboxd.trees.treecopy import copy_tree
+from sandboxd.trees.treedigest import TreeDigest, digest_tree
+from sandboxd.trees.treewriter import UnpackLimits, UnpackSummary
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from sandboxd.kernel.treewalk import walk
+from sandboxd.trees.treewalk import walk
 
 
 def names(top: Path) -> list[str]:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.errors import NotFound, SandboxdError, TooManyRequests, Unprocessable
+from sandboxd.http.kit.streams import ServerSentEvent
 from sandboxd.http.native.code.schemas import ExecutionView, event_facts
-from sandboxd.http.streams import ServerSentEvent
 from sandboxd.model import StreamName
 from sandboxd.service.code.protocol import (
     BridgeError,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.model import Deadline, ExpiryAction, Instant, Sandbox, SandboxSpec, SandboxState
-from sandboxd.service.expiry import (
+from sandboxd.service.sandboxes.expiry import (
     Expiry,
     ExpiryReason,
     anchored,

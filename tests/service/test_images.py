@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unprocessable
-from sandboxd.kernel.treewriter import UnpackLimits
 from sandboxd.service.images.files import Staging
 from sandboxd.service.images.store import ImageConfig, ImageStore, Origin
+from sandboxd.trees.treewriter import UnpackLimits
 from tests.kernel.hostile_archives import archive, escapes, member
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="images hold files of several owners")

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.model import Scope
-from sandboxd.service.keys import USE_NOTED_EVERY, Keys
+from sandboxd.service.access.keys import USE_NOTED_EVERY, Keys
 from sandboxd.store import Store, open_store
 
 READ = frozenset({Scope.READ})

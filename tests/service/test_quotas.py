@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sandboxd.config import SandboxConfig
 from sandboxd.errors import TooManyRequests, Unavailable, Unprocessable
 from sandboxd.model import ApiKey, Limits, Quota, Sandbox, SandboxSpec, SandboxState, Scope
-from sandboxd.service.expiry import deadline_after, now
-from sandboxd.service.quotas import MINUTE, TokenBucket, check_all, check_key, with_shares
+from sandboxd.service.access.quotas import MINUTE, TokenBucket, check_all, check_key, with_shares
+from sandboxd.service.sandboxes.expiry import deadline_after, now
 
 RATES = st.integers(1, 1000)
 # Pauses between requests, in seconds: none, short, and long ones; a clock that is set back too.

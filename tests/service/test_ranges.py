@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sandboxd.errors import StartupError, Unavailable
 from sandboxd.kernel.userns import IDS_PER_RANGE
-from sandboxd.service.ranges import BLOCKS, IDS_PER_BLOCK, IdRanges, SharedRange, claim_block
+from sandboxd.service.sandboxes.ranges import BLOCKS, IDS_PER_BLOCK, IdRanges, SharedRange, claim_block
 from tests.support.daemon import CHECKOUT
 
 FIRST, COUNT = 0x70000000, 6
@@ -123,7 +123,7 @@ def test_when_all_blocks_are_claimed_the_answer_names_the_registry(tmp_path: Pat
 
 def test_daemons_that_start_at_once_do_not_meet(tmp_path: Path, registry: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from sandboxd.service.ranges import claim_block\n"
+        "import sys; from pathlib import Path; from sandboxd.service.sandboxes.ranges import claim_block\n"
         "print(claim_block(Path(sys.argv[1]), 0, Path(sys.argv[2])))"
     )
     claimants = [

@@ -13,9 +13,9 @@ from trio.testing import MockClock
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.service.entry import Host
-from sandboxd.service.ranges import IdRanges
-from sandboxd.service.slots import READY, Slots
+from sandboxd.service.sandboxes.entry import Host
+from sandboxd.service.sandboxes.ranges import IdRanges
+from sandboxd.service.sandboxes.slots import READY, Slots
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.volume import PlainVolume
 from tests.isolation.fake_backend import FakeBackend

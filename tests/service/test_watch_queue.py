@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.isolation.wire import Change, ChangeKind
+from sandboxd.isolation.init.wire import Change, ChangeKind
 from sandboxd.model import OverflowReason, WatchEvent, WatchEventType
 from sandboxd.service.watches.fold import TYPES, Fold
 from sandboxd.service.watches.queue import WatchQueue, cursor_after

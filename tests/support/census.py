@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sandboxd.isolation.marks import MARK
-from sandboxd.service.slots import READY
+from sandboxd.isolation.bwrap.marks import MARK
+from sandboxd.service.sandboxes.slots import READY
 from tests.support.waiting import PATIENCE
 
 RUN = "SANDBOXD_TEST_RUN"

@@ -6,7 +6,7 @@ from typing import Any
 from xdist.scheduler import LoadFileScheduling
 
 # They wait for daemons and for clocks nearly half of their time: two for each processor. But each has a daemon or
-# three, and there are host ids for sixteen on a machine (sandboxd.service.ranges).
+# three, and there are host ids for sixteen on a machine (sandboxd.service.sandboxes.ranges).
 PER_PROCESSOR = 2
 MOST_PROCESSES = 5
 # What takes longest, a minute and more, begins first: at the end one process would be alone with it.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandboxd.kernel.cgroup_tree import discover_cgroups
-from sandboxd.service.slots import READY
+from sandboxd.service.sandboxes.slots import READY
 from tests.support import census
 from tests.support.daemon import Daemon
 from tests.support.waiting import PATIENCE

@@ -12,9 +12,9 @@ import trio
 
 from sandboxd.errors import SandboxdError, ungrouped
 from sandboxd.http.akira.schemas import Executed
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandExited, OutputChunk, StreamName
 
 

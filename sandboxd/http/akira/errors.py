@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from sandboxd.errors import SandboxdError
 from sandboxd.http.akira.schemas import Error, ErrorBody
-from sandboxd.http.routes import render
+from sandboxd.http.kit.routes import render
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from quart import request
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.http.akira.schemas import Upload, Uploaded
-from sandboxd.http.connection import read_body
-from sandboxd.http.routes import Call, validate_message
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import stream_response
-from sandboxd.isolation.init_files import WriteOptions
-from sandboxd.service.files.files import Files
+from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.http.kit.streams import stream_response
+from sandboxd.http.server.connection import read_body
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.isolation.init.files import WriteOptions
+from sandboxd.service.files.operations import Files
 
 _AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
 

@@ -25,7 +25,7 @@ from sandboxd.http.akira.schemas import (
     Uploaded,
     UploadQuery,
 )
-from sandboxd.http.routes import Route
+from sandboxd.http.kit.routes import Route
 from sandboxd.model import Scope
 
 PREFIX = "/akira"

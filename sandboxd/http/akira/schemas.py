@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.model import CommandResult, CommandSpec, Sandbox, SandboxSpec, Snapshot
-from sandboxd.service.metrics import Metrics
+from sandboxd.service.sandboxes.metrics import Metrics
 
 # Its own name for what a sandbox is made of by default.
 DEFAULT_IMAGE = "akiralabs/akira-default-sandbox"

@@ -3,7 +3,7 @@
 from quart.wrappers import Response
 
 from sandboxd.http.akira.schemas import Deleted, SandboxView, SnapshotList, SnapshotView
-from sandboxd.http.routes import Call, render
+from sandboxd.http.kit.routes import Call, render
 from sandboxd.model import Sandbox, SandboxSpec
 
 

@@ -11,10 +11,10 @@ from pydantic.json_schema import models_json_schema
 from quart.wrappers import Response
 
 from sandboxd import __version__
+from sandboxd.http.kit.routes import Call, Route
+from sandboxd.http.kit.streams import to_json
 from sandboxd.http.native import attribute_docs, fields
 from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.routes import Call, Route
-from sandboxd.http.streams import to_json
 
 _PARAMETER = re.compile(r"<(\w+)>")
 _REF = "#/components/schemas/{model}"

@@ -1,5 +1,6 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native import openapi
 from sandboxd.http.native.code.routes import CODE_ROUTES
 from sandboxd.http.native.commands.routes import COMMAND_ROUTES
@@ -35,7 +36,6 @@ from sandboxd.http.native.sandboxes.schemas import (
 )
 from sandboxd.http.native.snapshots.routes import SNAPSHOT_ROUTES
 from sandboxd.http.native.watches.routes import WATCH_ROUTES
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE, ADMIN = Scope.READ, Scope.WRITE, Scope.ADMIN

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
-from sandboxd.http.auth import authorize, bearer_token, require_own
-from sandboxd.http.peer import peer_of
+from sandboxd.http.kit.auth import authorize, bearer_token, require_own
 from sandboxd.http.proxy.exchange import ProxyExchange
 from sandboxd.http.proxy.forwarding import Receive, Send
 from sandboxd.http.proxy.headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
 from sandboxd.http.proxy.routes import Finder, PortRequest
 from sandboxd.http.proxy.upstream import UpstreamPool
 from sandboxd.http.proxy.websocket import ProxyWebsocket
-from sandboxd.http.stack import ASGIFramework
+from sandboxd.http.server.peer import peer_of
+from sandboxd.http.server.stack import ASGIFramework
 from sandboxd.model import Scope as KeyScope
-from sandboxd.service.entry import Entry
+from sandboxd.service.api import Service
 from sandboxd.service.ports import check_port, opens
-from sandboxd.service.service import Service
+from sandboxd.service.sandboxes.entry import Entry
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ import h11
 import trio
 
 from sandboxd.errors import BadGateway, InvalidRequest, SandboxdError, TimedOut, ungrouped
-from sandboxd.http.exchange import BODY_FOLLOWS
-from sandboxd.http.peer import stopping_of
 from sandboxd.http.proxy.forwarding import Forwarding
 from sandboxd.http.proxy.headers import RawHeaders, first, to_client
 from sandboxd.http.proxy.upstream import Upstream, UpstreamPool, no_answer
-from sandboxd.service.entry import Entry
+from sandboxd.http.server.exchange import BODY_FOLLOWS
+from sandboxd.http.server.peer import stopping_of
+from sandboxd.service.sandboxes.entry import Entry
 
 # RFC 9110 §9.2.2: may be asked twice. Only these, without a body, go over a connection that was used before, since
 # the program may close it in that very moment; what does not come through is asked again over a fresh one.

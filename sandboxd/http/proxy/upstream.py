@@ -13,8 +13,8 @@ import h11
 import trio
 
 from sandboxd.errors import BadGateway, Conflict, GatewayTimeout, InvalidRequest
-from sandboxd.service.entry import Entry
 from sandboxd.service.ports import PortConnection, Ports
+from sandboxd.service.sandboxes.entry import Entry
 
 READ_BYTES = 64 * 1024
 

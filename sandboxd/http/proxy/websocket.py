@@ -16,12 +16,12 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, 
 from wsproto.utilities import LocalProtocolError, generate_accept_token, generate_nonce
 
 from sandboxd.errors import BadGateway
-from sandboxd.http.peer import stopping_of
+from sandboxd.http.kit.websockets import GOING_AWAY, Close
 from sandboxd.http.proxy.forwarding import Forwarding
 from sandboxd.http.proxy.headers import RawHeaders, first, to_client
 from sandboxd.http.proxy.upstream import READ_BYTES, Upstream, UpstreamPool, no_answer
-from sandboxd.http.websockets import GOING_AWAY, Close
-from sandboxd.service.entry import Entry
+from sandboxd.http.server.peer import stopping_of
+from sandboxd.service.sandboxes.entry import Entry
 
 # As the daemon takes from its own clients.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024

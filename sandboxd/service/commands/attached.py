@@ -15,10 +15,10 @@ from dataclasses import replace
 import trio
 
 from sandboxd.errors import Conflict, Forbidden, NotFound, SandboxdError, SandboxLost, Unprocessable, ungrouped
-from sandboxd.isolation import init_client
-from sandboxd.isolation.init_client import Attachment, InitClient, InitError, InitGone, SpawnRequest
-from sandboxd.isolation.init_messages import Exited, Gap, StdinAck, StdinClosed
-from sandboxd.isolation.wire import Flag, Output, Scope, StdinMode, Stream, WireError
+from sandboxd.isolation.init import client as init_client
+from sandboxd.isolation.init.client import Attachment, InitClient, InitError, InitGone, SpawnRequest
+from sandboxd.isolation.init.messages import Exited, Gap, StdinAck, StdinClosed
+from sandboxd.isolation.init.wire import Flag, Output, Scope, StdinMode, Stream, WireError
 from sandboxd.model import (
     CommandEvent,
     CommandExited,
@@ -31,8 +31,8 @@ from sandboxd.model import (
     StreamName,
     TerminalSize,
 )
-from sandboxd.service.entry import Entry
-from sandboxd.service.oom import kills_in
+from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.service.sandboxes.oom import kills_in
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import trio
 from sandboxd.config import SandboxConfig
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, SandboxLost, Unprocessable
-from sandboxd.isolation.init_client import Attachment, InitClient
-from sandboxd.isolation.init_messages import Listed
-from sandboxd.isolation.wire import CommandState, Scope
+from sandboxd.isolation.init.client import Attachment, InitClient
+from sandboxd.isolation.init.messages import Listed
+from sandboxd.isolation.init.wire import CommandState, Scope
 from sandboxd.model import (
     CommandRecord,
     CommandSpec,
@@ -44,7 +44,7 @@ from sandboxd.service.commands.follower import (
     release,
 )
 from sandboxd.service.commands.log import LogPage
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.storage.disk import Disk
 from sandboxd.store import Store
 

@@ -20,9 +20,9 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import SandboxdError, SandboxLost, Unavailable
 from sandboxd.isolation.backend import RunningMachine
-from sandboxd.isolation.init_client import Attachment, InitError
-from sandboxd.isolation.init_messages import Exited, Listed
-from sandboxd.isolation.wire import DEFAULT_RING, Flag, Output, Scope
+from sandboxd.isolation.init.client import Attachment, InitError
+from sandboxd.isolation.init.messages import Exited, Listed
+from sandboxd.isolation.init.wire import DEFAULT_RING, Flag, Output, Scope
 from sandboxd.model import (
     COMMAND_TRANSITIONS,
     CommandRecord,
@@ -41,7 +41,7 @@ from sandboxd.service.commands.attached import (
     spawn_request,
 )
 from sandboxd.service.commands.log import LogWriter
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.store import Store
 from sandboxd.threads import run_in_thread
 

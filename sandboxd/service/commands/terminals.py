@@ -15,7 +15,7 @@ from sandboxd.errors import NotFound
 from sandboxd.model import CommandRecord, CommandSpec, OutputChunk, StreamName
 from sandboxd.service.commands.background import BackgroundCommands
 from sandboxd.service.commands.follower import Command
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.threads import run_in_thread
 
 # `$0` is the shell that runs this: the best one the image has.

@@ -23,15 +23,15 @@ from typing import IO, Final, Protocol, Self, cast
 import trio
 
 from sandboxd.errors import SandboxdError, TooLarge, Unavailable, Unprocessable
-from sandboxd.isolation.init_archives import PackReader, PutEntry, UnpackWriter, data_frames
-from sandboxd.isolation.init_messages import Entry
-from sandboxd.isolation.wire import MAX_PATH, FileType
-from sandboxd.kernel.decompress import decompressed
-from sandboxd.kernel.tarencode import TarEncoder
-from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge, EntryType, TarEntry, TarReader, show
-from sandboxd.kernel.zipencode import ZipEncoder
-from sandboxd.kernel.zipread import ZipReader
+from sandboxd.isolation.init.archives import PackReader, PutEntry, UnpackWriter, data_frames
+from sandboxd.isolation.init.messages import Entry
+from sandboxd.isolation.init.wire import MAX_PATH, FileType
 from sandboxd.threads import run_in_thread
+from sandboxd.trees.decompress import decompressed
+from sandboxd.trees.tarencode import TarEncoder
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge, EntryType, TarEntry, TarReader, show
+from sandboxd.trees.zipencode import ZipEncoder
+from sandboxd.trees.zipread import ZipReader
 
 MAX_ENTRIES: Final = 1_000_000
 PIECE: Final = 256 * 1024

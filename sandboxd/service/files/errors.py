@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Final
 
 from sandboxd.errors import Conflict, Forbidden, NotFound, RequestError, Unavailable, Unprocessable
-from sandboxd.isolation.init_client import InitError
+from sandboxd.isolation.init.client import InitError
 from sandboxd.service.commands.attached import init_errors
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 
 _BY_ERRNO: Final[Mapping[int, tuple[type[RequestError], str]]] = MappingProxyType(
     {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Self
 
-from sandboxd.isolation.init_messages import Entry as WireEntry
-from sandboxd.isolation.init_messages import FileHeader as FileHeader
-from sandboxd.isolation.wire import FileType
+from sandboxd.isolation.init.messages import Entry as WireEntry
+from sandboxd.isolation.init.messages import FileHeader as FileHeader
+from sandboxd.isolation.init.wire import FileType
 
 Path = str | bytes
 """text is encoded as UTF-8, lone surrogates as the bytes they stand for"""

@@ -26,15 +26,15 @@ from typing import IO, Final
 from sandboxd.config import default_image_dir, in_own_userns, is_root
 from sandboxd.errors import SandboxdError, Unprocessable
 from sandboxd.kernel import rootless
-from sandboxd.kernel.archive import unpack
-from sandboxd.kernel.tarstream import ArchiveTruncated
-from sandboxd.kernel.treewriter import UnpackSummary
 from sandboxd.model import Image
 from sandboxd.service.images.apt_sources import acquire_options, distribution_sources, read_sources, render_deb822
 from sandboxd.service.images.files import Staging, sole_builder
 from sandboxd.service.images.host import host_config, write_host_root
 from sandboxd.service.images.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, recipe_key
 from sandboxd.service.images.store import ImageStore, Origin
+from sandboxd.trees.archive import unpack
+from sandboxd.trees.tarstream import ArchiveTruncated
+from sandboxd.trees.treewriter import UnpackSummary
 
 Progress = Callable[[str], None]
 """Called with one line for people at each step, from the building thread or a helper of it."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from sandboxd.errors import Unprocessable
-from sandboxd.kernel.treewriter import Metadata, TreeWriter, UnpackSummary
 from sandboxd.model import Bind
 from sandboxd.service.images.recipes import HostRecipe
 from sandboxd.service.images.store import ImageConfig
+from sandboxd.trees.treewriter import Metadata, TreeWriter, UnpackSummary
 
 _USER: Final = 1000
 _DIRECTORIES: Final[tuple[tuple[str, int, int], ...]] = (

@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, SandboxdError, TooLarge, Unprocessable
-from sandboxd.kernel.archive import unpack
-from sandboxd.kernel.tarstream import ArchiveError, ArchiveTooLarge
-from sandboxd.kernel.treecopy import copy_tree
-from sandboxd.kernel.treedigest import digest_tree
-from sandboxd.kernel.treewriter import UnpackLimits, UnpackSummary
 from sandboxd.model import Bind, Image
 from sandboxd.service.images import files
 from sandboxd.service.images.files import Staging
+from sandboxd.trees.archive import unpack
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge
+from sandboxd.trees.treecopy import copy_tree
+from sandboxd.trees.treedigest import digest_tree
+from sandboxd.trees.treewriter import UnpackLimits, UnpackSummary
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from typing import Final
 from sandboxd.crashpoints import crash_point
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.overlay import UPPER
-from sandboxd.kernel.treeclone import CloneSummary
-from sandboxd.kernel.treewalk import walk
 from sandboxd.service.storage.disk import Disk
+from sandboxd.trees.treeclone import CloneSummary
+from sandboxd.trees.treewalk import walk
 
 _NEW: Final = ".new-"
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from sandboxd.kernel import btrfs, projects
 from sandboxd.kernel.overlay import UPPER
-from sandboxd.kernel.treeclone import CloneSummary, clone_tree, copy_directory_attributes, lay_over
+from sandboxd.trees.treeclone import CloneSummary, clone_tree, copy_directory_attributes, lay_over
 
 _SCRATCH: Final = "scratch"
 _PLAIN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,7 +14,7 @@ Only files are folded. What happens to a directory happens to all that is in it,
 
 from collections.abc import Iterator
 
-from sandboxd.isolation.wire import Change, ChangeKind
+from sandboxd.isolation.init.wire import Change, ChangeKind
 from sandboxd.model import WatchEventType
 
 CREATE, MODIFY, REMOVE = WatchEventType.CREATE, WatchEventType.MODIFY, WatchEventType.REMOVE

@@ -4,9 +4,9 @@ from typing import Protocol
 
 import trio
 
-from sandboxd.isolation.init_connection import InitGone
-from sandboxd.isolation.init_watches import ChangeStream, Synced
-from sandboxd.isolation.wire import Change, ChangeKind
+from sandboxd.isolation.init.connection import InitGone
+from sandboxd.isolation.init.watches import ChangeStream, Synced
+from sandboxd.isolation.init.wire import Change, ChangeKind
 from sandboxd.model import OverflowReason, WatchEventType, WatchSource
 from sandboxd.service.watches.fold import Fold
 from sandboxd.service.watches.queue import WatchQueue

@@ -17,9 +17,9 @@ import pytest
 from sandboxd.config import find_asset
 from sandboxd.errors import LaunchFailed
 from sandboxd.isolation.backend import RunningMachine
-from sandboxd.isolation.bwrap import BwrapBackend
+from sandboxd.isolation.bwrap.backend import BwrapBackend
+from sandboxd.isolation.bwrap.seccomp import compile_profile
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
-from sandboxd.isolation.seccomp import compile_profile
 from sandboxd.model import Bind
 
 pytestmark = pytest.mark.needs_root

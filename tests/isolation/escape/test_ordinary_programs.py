@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.config import find_asset
-from sandboxd.isolation.seccomp import compile_profile
+from sandboxd.isolation.bwrap.seccomp import compile_profile
 from tests.isolation.escape.inside import Sandbox
 
 pytestmark = pytest.mark.needs_root

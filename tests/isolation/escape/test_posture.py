@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.isolation.bwrap_render import CAPABILITIES
+from sandboxd.isolation.bwrap.render import CAPABILITIES
 from tests.isolation.escape.inside import Sandbox
 
 pytestmark = pytest.mark.needs_root

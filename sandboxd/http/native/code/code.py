@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator
 import trio
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
 from sandboxd.http.native.code.schemas import (
     ContextInterrupted,
     ContextList,
@@ -14,13 +16,11 @@ from sandboxd.http.native.code.schemas import (
     RunCode,
     event_facts,
 )
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.code.values import (
     RunError,
 )
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 
 
 async def run(call: Call, sandbox: str) -> ExecutionView:

@@ -1,5 +1,6 @@
 """The paths of /v1 that run code in kernels, a part of the table in routes.py."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.code import code
 from sandboxd.http.native.code.schemas import (
     ContextInterrupted,
@@ -9,7 +10,6 @@ from sandboxd.http.native.code.schemas import (
     ExecutionView,
     RunCode,
 )
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE

@@ -8,6 +8,9 @@ from collections.abc import AsyncGenerator
 import trio
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
+from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response, to_json
+from sandboxd.http.kit.websockets import Close, Overflow, WebsocketSession, websocket_session
 from sandboxd.http.native.commands.attached_schemas import (
     Encoding,
     ExecPlain,
@@ -19,11 +22,8 @@ from sandboxd.http.native.commands.attached_schemas import (
     exit_facts,
 )
 from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.routes import Call, validate_message
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response, to_json
-from sandboxd.http.websockets import Close, Overflow, WebsocketSession, websocket_session
-from sandboxd.isolation.wire import Scope as SignalScope
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.isolation.init.wire import Scope as SignalScope
 from sandboxd.model import CommandEvent, CommandExited, OutputChunk, OutputGap, StdinAccepted, StreamName
 from sandboxd.service.commands.attached import RunningCommand, feed
 

@@ -6,6 +6,8 @@ from contextlib import aclosing
 import trio
 from quart import request
 
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.commands.attached import SCOPES
 from sandboxd.http.native.commands.background_schemas import (
     CommandList,
@@ -20,12 +22,10 @@ from sandboxd.http.native.commands.background_schemas import (
 )
 from sandboxd.http.native.commands.output import LogEncoder, facts_of, joined
 from sandboxd.http.native.fields import rfc3339_time
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandRecord, StdinAccepted, StreamName
 from sandboxd.service.commands.follower import Command
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 
 
 async def start(call: Call, sandbox: str) -> CommandView:

@@ -1,5 +1,6 @@
 """The routes of commands: attached, in the background, and with a terminal; a part of the table in routes.py."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.commands import attached, background, terminal_websocket, terminals
 from sandboxd.http.native.commands.attached_schemas import Shell, ShellResult, SignalCommand, TerminalModel
 from sandboxd.http.native.commands.background_schemas import (
@@ -21,7 +22,6 @@ from sandboxd.http.native.commands.terminal_schemas import (
     PtyView,
     StartPty,
 )
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE

@@ -9,21 +9,21 @@ from contextlib import aclosing
 import trio
 
 from sandboxd.errors import Conflict, InvalidRequest, SandboxdError, SandboxLost, ungrouped
+from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.http.kit.streams import to_json
+from sandboxd.http.kit.websockets import Close, Overflow, WebsocketSession, websocket_session
 from sandboxd.http.native.commands.attached import SCOPES, STDIN_WINDOW, close_for, message_type
 from sandboxd.http.native.commands.background_schemas import end_facts
 from sandboxd.http.native.commands.terminal_schemas import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal
 from sandboxd.http.native.commands.terminals import find
 from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.routes import Call, validate_message
-from sandboxd.http.streams import to_json
-from sandboxd.http.websockets import Close, Overflow, WebsocketSession, websocket_session
-from sandboxd.isolation.init_client import Attachment
-from sandboxd.isolation.init_messages import StdinAck, StdinClosed
+from sandboxd.isolation.init.client import Attachment
+from sandboxd.isolation.init.messages import StdinAck, StdinClosed
 from sandboxd.model import CommandRecord, CommandStatus, OutputChunk, StreamName, TerminalSize
 from sandboxd.service.commands.background import BackgroundCommands
 from sandboxd.service.commands.follower import Command
 from sandboxd.service.commands.terminals import Seat, Seats
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 
 TAKEN_OVER = Close(4409, "another client has taken over")
 

@@ -1,10 +1,10 @@
 """Terminals: started, listed, polled, typed into, resized, ended. Their websocket is in terminal_websocket.py."""
 
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.commands.background_schemas import StdinView, decode_base64
 from sandboxd.http.native.commands.terminal_schemas import PtyList, PtyOutputView, PtyView
-from sandboxd.http.routes import Call
 from sandboxd.service.commands.follower import Command
-from sandboxd.service.entry import Entry
+from sandboxd.service.sandboxes.entry import Entry
 
 
 async def start(call: Call, sandbox: str) -> PtyView:

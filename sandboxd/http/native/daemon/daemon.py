@@ -3,8 +3,8 @@
 import time
 
 from sandboxd import __version__
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.daemon.schemas import CapabilitiesView, Health
-from sandboxd.http.routes import Call
 
 LIMITS = ("memory", "swap", "pids", "cpu", "io", "disk")
 

@@ -7,11 +7,11 @@ import trio
 from quart import request
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.daemon.schemas import ImageDeleted, ImageList, ImageView
 from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.images import jobs, recipes
 
 

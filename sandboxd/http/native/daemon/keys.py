@@ -1,7 +1,7 @@
 """API keys."""
 
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.daemon.schemas import CreatedKey, KeyList, KeyRevoked, KeyView
-from sandboxd.http.routes import Call
 
 
 async def create(call: Call) -> CreatedKey:

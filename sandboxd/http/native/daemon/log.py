@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator
 import trio
 from quart import request
 
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.daemon.log_schemas import LogList, LogView
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.recent_log import RECENT_LOG
 
 # Lines come from any thread: to look now and then costs less than to be woken across threads for each.

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from sandboxd.http.native.fields import ImageName, Request, Response, rfc3339_time
 from sandboxd.model import ApiKey, Image, Quota, Scope
-from sandboxd.service.quotas import TIERS
+from sandboxd.service.access.quotas import TIERS
 
 
 class ImageView(Response):

@@ -4,16 +4,16 @@ from typing import Final
 
 from quart import request
 
-from sandboxd.http.compression import Gzip, decoded_body
+from sandboxd.http.kit.compression import Gzip, decoded_body
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import OwningBody
 from sandboxd.http.native.files.operations import files_of
 from sandboxd.http.native.files.views import (
     UnpackedFiles,
 )
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import OwningBody
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.files.archives import ArchiveFormat, Packing
-from sandboxd.service.files.files import Files
+from sandboxd.service.files.operations import Files
 
 _CONTENT_TYPES: Final = {
     ArchiveFormat.TAR: "application/x-tar",

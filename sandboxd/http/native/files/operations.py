@@ -4,6 +4,7 @@ import base64
 from collections.abc import AsyncIterator
 
 from sandboxd.errors import Unprocessable
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.files.schemas import WriteBytes, WriteText
 from sandboxd.http.native.files.views import (
     Changed,
@@ -18,8 +19,7 @@ from sandboxd.http.native.files.views import (
     Written,
     show,
 )
-from sandboxd.http.routes import Call
-from sandboxd.service.files.files import Files, WriteOptions
+from sandboxd.service.files.operations import Files, WriteOptions
 from sandboxd.service.files.values import FileKind
 
 

@@ -1,5 +1,6 @@
 """The routes of files: a part of the table in routes.py, which would not fit one screen otherwise."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.files import archives, operations, transfers
 from sandboxd.http.native.files.schemas import (
     MAX_FILE_BODY,
@@ -36,7 +37,6 @@ from sandboxd.http.native.files.views import (
     UploadState,
     Written,
 )
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from sandboxd.errors import InvalidRequest, TooLarge
 from sandboxd.http.native.fields import Request, UserName
 from sandboxd.service.files.archives import ArchiveFormat
-from sandboxd.service.files.files import MAX_WHOLE_FILE
+from sandboxd.service.files.operations import MAX_WHOLE_FILE
 
 MAX_PATH_BYTES = 4095
 DEFAULT_PAGE = 5000

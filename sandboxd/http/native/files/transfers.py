@@ -8,8 +8,10 @@ from quart.wrappers import Response
 from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import Conflict
-from sandboxd.http import ranges
-from sandboxd.http.compression import Gzip, decoded_body, wants_gzip
+from sandboxd.http.kit import ranges
+from sandboxd.http.kit.compression import Gzip, decoded_body, wants_gzip
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import OwningBody
 from sandboxd.http.native.files.operations import files_of
 from sandboxd.http.native.files.views import (
     Located,
@@ -17,10 +19,8 @@ from sandboxd.http.native.files.views import (
     Written,
     show,
 )
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import OwningBody
-from sandboxd.service.files.files import Files, WriteOptions
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.service.files.operations import Files, WriteOptions
 from sandboxd.service.files.values import FileHeader, FileInfo, version_of
 
 # Files of at most this are read before the answer begins, so that its length is true: those in /proc say 0, those in

@@ -5,6 +5,9 @@ from typing import Literal
 import trio
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
+from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.http.kit.streams import to_json
+from sandboxd.http.kit.websockets import Close, WebsocketSession, websocket_session
 from sandboxd.http.native.commands.attached import close_for
 from sandboxd.http.native.fields import ErrorBody, Request
 from sandboxd.http.native.ports.schemas import (
@@ -14,9 +17,6 @@ from sandboxd.http.native.ports.schemas import (
     NewlyExposedPort,
     PortList,
 )
-from sandboxd.http.routes import Call, validate_message
-from sandboxd.http.streams import to_json
-from sandboxd.http.websockets import Close, WebsocketSession, websocket_session
 from sandboxd.service.ports import PortConnection
 
 READ_BYTES = 64 * 1024

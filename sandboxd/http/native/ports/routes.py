@@ -1,8 +1,8 @@
 """The routes of ports: a part of the table in routes.py. HTTP for a port itself passes through http/proxy/."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.ports import ports
 from sandboxd.http.native.ports.schemas import ConcealedPort, ExposePort, NewlyExposedPort, PortList
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE

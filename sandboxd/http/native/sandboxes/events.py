@@ -6,11 +6,11 @@ from contextlib import aclosing
 import trio
 from quart import request
 
-from sandboxd.http.auth import require_all
+from sandboxd.http.kit.auth import require_all
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.sandboxes.schemas import EventList, EventView
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
+from sandboxd.http.server.stack import TrioResponse
 
 
 async def events(call: Call) -> EventList | TrioResponse:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from quart import request
 
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.sandboxes.schemas import Deleted, MetricsView, SandboxList, SandboxView
-from sandboxd.http.routes import Call
 from sandboxd.model import Sandbox
 
 

@@ -20,8 +20,8 @@ from sandboxd.http.native.fields import (
     rfc3339_time,
 )
 from sandboxd.model import Event, ExpiryAction, Limits, Sandbox, SandboxSpec, SandboxState
-from sandboxd.service import expiry
-from sandboxd.service.metrics import Metrics
+from sandboxd.service.sandboxes import expiry
+from sandboxd.service.sandboxes.metrics import Metrics
 
 
 def _seconds(milliseconds: int | None) -> float | None:

@@ -1,5 +1,6 @@
 """Snapshots, clones and the disk: their paths, who may use them, and what does it."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.http.native.snapshots import snapshots
 from sandboxd.http.native.snapshots.schemas import (
@@ -15,7 +16,6 @@ from sandboxd.http.native.snapshots.schemas import (
     StorageView,
     TakeSnapshot,
 )
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE, ADMIN = Scope.READ, Scope.WRITE, Scope.ADMIN

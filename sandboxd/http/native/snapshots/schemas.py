@@ -8,7 +8,7 @@ from pydantic import Field, RootModel, StringConstraints
 from sandboxd.http.native.fields import DAY_MS, ErrorBody, Metadata, Name, Request, Response
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.model import CopyCost, Layer, Snapshot
-from sandboxd.service.storage.use import StorageUse
+from sandboxd.service.snapshots.use import StorageUse
 
 MAX_CLONES = 100
 Description = Annotated[str, StringConstraints(max_length=4096)]

@@ -8,7 +8,8 @@ from quart import request
 from quart.wrappers.response import ResponseBody
 
 from sandboxd.errors import SandboxdError
-from sandboxd.http.auth import require_all
+from sandboxd.http.kit.auth import require_all
+from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.http.native.snapshots.schemas import (
@@ -21,8 +22,7 @@ from sandboxd.http.native.snapshots.schemas import (
     SnapshotView,
     StorageView,
 )
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import Sandbox, Snapshot
 
 

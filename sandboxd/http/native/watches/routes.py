@@ -1,5 +1,6 @@
 """The paths of watches."""
 
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.watches import watches
 from sandboxd.http.native.watches.schemas import (
     CreateWatch,
@@ -10,7 +11,6 @@ from sandboxd.http.native.watches.schemas import (
     WatchStopped,
     WatchView,
 )
-from sandboxd.http.routes import Route
 from sandboxd.model import Scope
 
 READ, WRITE = Scope.READ, Scope.WRITE

@@ -5,6 +5,8 @@ from contextlib import aclosing
 
 import trio
 
+from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.sandboxes.events import resume_after
 from sandboxd.http.native.watches.schemas import (
     WatchEvents,
@@ -13,11 +15,9 @@ from sandboxd.http.native.watches.schemas import (
     WatchStopped,
     WatchView,
 )
-from sandboxd.http.routes import Call
-from sandboxd.http.stack import TrioResponse
-from sandboxd.http.streams import ServerSentEvent, sse_response
-from sandboxd.service.entry import Entry
-from sandboxd.service.watches.watches import Watch
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.service.watches.registry import Watch
 
 
 async def create(call: Call, sandbox: str) -> WatchView:

@@ -1,0 +1,1 @@
+"""What every dialect uses: route tables, checked bodies, access rules, streams, the websocket pump."""

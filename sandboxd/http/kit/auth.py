@@ -1,0 +1,100 @@
+"""Who asks, and what they may.
+
+On a Unix socket the file's mode and group decide who can connect, and whoever can is an administrator. Over TCP
+every request carries a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; a key has scopes, and `admin`
+includes `write`, which includes `read`.
+"""
+
+from collections.abc import Mapping
+
+from quart import request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
+
+from sandboxd.errors import Forbidden, NotFound, Unauthenticated
+from sandboxd.http.server.peer import Peer, peer_of
+from sandboxd.model import ApiKey, Scope
+from sandboxd.service.access.keys import Keys
+from sandboxd.service.api import Service
+
+_INCLUDES = {
+    Scope.READ: frozenset({Scope.READ, Scope.WRITE, Scope.ADMIN}),
+    Scope.WRITE: frozenset({Scope.WRITE, Scope.ADMIN}),
+    Scope.ADMIN: frozenset({Scope.ADMIN}),
+}
+
+
+def authorize_request(keys: Keys, needed: Scope | None) -> ApiKey | None:
+    """As authorize(), for a request of an API, which counts. Raises also: TooManyRequests."""
+    return _count(keys, authorize(peer_of(request.scope), _secret(request), keys, needed))
+
+
+def authorize_websocket(keys: Keys, needed: Scope | None) -> ApiKey | None:
+    return _count(keys, authorize(peer_of(websocket.scope), _secret(websocket), keys, needed))
+
+
+def _count(keys: Keys, key: ApiKey | None) -> ApiKey | None:
+    if key is not None:
+        keys.rates.admit(key)
+    return key
+
+
+def authorize(peer: Peer, secret: str | None, keys: Keys, needed: Scope | None) -> ApiKey | None:
+    """The key that is used; None for an administrator on the Unix socket, or where everyone may come.
+
+    Raises: Unauthenticated without a known key, Forbidden when it lacks the scope.
+    """
+    if needed is None or peer.credentials is not None:
+        return None
+    if secret is None:
+        raise Unauthenticated(
+            "cannot serve this without a key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`; "
+            "`sandboxctl key create NAME` on the daemon's machine makes one"
+        )
+    key = keys.find(secret)
+    if key is None:
+        raise Unauthenticated("cannot accept this key: it is unknown or was revoked")
+    if not key.scopes & _INCLUDES[needed]:
+        raise Forbidden(
+            f"cannot allow this with key {key.name!r}: it needs the scope {needed}", needed=needed, key=key.id
+        )
+    return key
+
+
+def sees(caller: ApiKey | None, owner: str | None) -> bool:
+    """Whether what that owner has is there for the caller; only a key with `own` is kept to its own."""
+    return caller is None or not caller.own or Scope.ADMIN in caller.scopes or owner == caller.id
+
+
+def require_own(service: Service, caller: ApiKey | None, parameters: Mapping[str, str]) -> None:
+    """That a path names nothing that is another's: to a key with `own` it does not exist. Raises: NotFound."""
+    if sees(caller, None):
+        return
+    if (sandbox := parameters.get("sandbox")) is not None:
+        owner = service.sandboxes.entry(sandbox).sandbox.spec.owner
+    elif (snapshot := parameters.get("snapshot")) is not None:
+        owner = service.snapshots.layers.snapshot(snapshot).spec.owner
+    else:
+        return
+    if not sees(caller, owner):
+        name = sandbox or snapshot
+        raise NotFound(f"cannot find {name!r} among what this key has created", sandbox=name)
+
+
+def require_all(caller: ApiKey | None) -> None:
+    """That the caller may see what all have. Raises: Forbidden."""
+    if caller is not None and not sees(caller, None):
+        raise Forbidden(
+            f"cannot show this with key {caller.name!r}: it sees its own sandboxes only; name one of them",
+            key=caller.id,
+        )
+
+
+def _secret(conversation: BaseRequestWebsocket) -> str | None:
+    return (
+        bearer_token(conversation.headers.get("authorization", "")) or conversation.headers.get("x-api-key") or None
+    )
+
+
+def bearer_token(authorization: str) -> str | None:
+    scheme, _, token = authorization.partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None

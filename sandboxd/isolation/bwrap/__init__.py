@@ -1,0 +1,1 @@
+"""Sandboxes isolated by bubblewrap, started and assembled by a fork server."""

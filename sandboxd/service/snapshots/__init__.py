@@ -1,0 +1,1 @@
+"""Snapshots taken, restored, cloned, exported and imported."""

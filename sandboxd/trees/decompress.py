@@ -1,0 +1,179 @@
+"""Recognizes and undoes the compression of an archive, in bounded memory."""
+
+import bz2
+import contextlib
+import lzma
+import shutil
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Final, Protocol
+
+from sandboxd.trees.tarstream import ArchiveError, ByteSource
+
+MEMORY: Final = 256 << 20
+"""Bytes that xz and zstd may use. `xz -9` and `zstd --ultra -22` need 65 and 128 MiB."""
+_CHUNK: Final = 1 << 18
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+
+
+class _Decompressor(Protocol):
+    """What BZ2Decompressor and LZMADecompressor have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _GzipDecompressor:
+    """zlib's decompressor in the shape of the others."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+
+
+def _new_xz_decompressor() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY)
+
+
+_FORMATS: Final[tuple[tuple[bytes, Callable[[], _Decompressor]], ...]] = (
+    (b"\x1f\x8b", _GzipDecompressor),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\0", _new_xz_decompressor),
+)
+
+
+class _Plain:
+    """A stream with the bytes that were read to recognize it put back in front."""
+
+    def __init__(self, prefix: bytes, rest: IO[bytes]) -> None:
+        self._prefix = prefix
+        self._rest = rest
+
+    def read(self, size: int, /) -> bytes:
+        if not self._prefix:
+            return self._rest.read(size)
+        taken, self._prefix = self._prefix[:size], self._prefix[size:]
+        return taken
+
+
+class _Decompressed:
+    """Reads through a decompressor, and through a new one for every further stream appended to the first."""
+
+    def __init__(self, source: ByteSource, new_decompressor: Callable[[], _Decompressor]) -> None:
+        self._source = source
+        self._new_decompressor = new_decompressor
+        self._decompressor = new_decompressor()
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            while not (data := self._step(size)):
+                if self._decompressor.eof and not self._next_stream():
+                    return b""
+        except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ArchiveError(f"cannot unpack the archive: its compression is damaged: {error}") from error
+        return data
+
+    def _step(self, size: int) -> bytes:
+        if self._decompressor.eof:
+            return b""
+        compressed = b""
+        if self._decompressor.needs_input:
+            compressed = self._source.read(_CHUNK)
+            if not compressed:
+                raise EOFError("it ends in the middle")
+        return self._decompressor.decompress(compressed, size)
+
+    def _next_stream(self) -> bool:
+        """Whether another compressed stream follows. Padding of zeros, which some tools add, does not count."""
+        rest = self._decompressor.unused_data.lstrip(b"\0")
+        while not rest:
+            chunk = self._source.read(_CHUNK)
+            if not chunk:
+                return False
+            rest = chunk.lstrip(b"\0")
+        self._source = _Chained(rest, self._source)
+        self._decompressor = self._new_decompressor()
+        return True
+
+
+class _Chained:
+    def __init__(self, first: bytes, rest: ByteSource) -> None:
+        self._first = first
+        self._rest = rest
+
+    def read(self, size: int, /) -> bytes:
+        first, self._first = self._first, b""
+        return first or self._rest.read(size)
+
+
+@contextmanager
+def decompressed(archive: IO[bytes]) -> Iterator[ByteSource]:
+    """The archive's contents, whatever of gzip, bzip2, xz, zstd or nothing it was compressed with.
+
+    Raises ArchiveError, also while reading. zstd needs its program.
+    """
+    prefix = b""
+    while len(prefix) < 6 and (more := archive.read(6 - len(prefix))):
+        prefix += more
+    if prefix.startswith(_ZSTD_MAGIC):
+        with _zstd(_Plain(prefix, archive)) as source:
+            yield source
+        return
+    for magic, new_decompressor in _FORMATS:
+        if prefix.startswith(magic):
+            yield _Decompressed(_Plain(prefix, archive), new_decompressor)
+            return
+    yield _Plain(prefix, archive)
+
+
+@contextmanager
+def _zstd(compressed: ByteSource) -> Iterator[ByteSource]:
+    """Python has no zstd before 3.14, so the program undoes it, fed by a thread: the archive need not be a file."""
+    program = shutil.which("zstd")
+    if program is None:
+        raise ArchiveError("cannot unpack the archive: it is compressed with zstd; install the package zstd")
+    process = subprocess.Popen(
+        [program, "-dc", f"--memory={MEMORY}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    feeder = threading.Thread(target=_feed, args=(compressed, process.stdin), name="zstd feeder")
+    feeder.start()
+    try:
+        yield process.stdout
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+        feeder.join()  # its next write fails, now that nobody reads
+
+
+def _feed(compressed: ByteSource, stdin: IO[bytes]) -> None:
+    with contextlib.suppress(OSError), stdin:  # also what closing flushes may find nobody to read it
+        while chunk := compressed.read(_CHUNK):
+            stdin.write(chunk)
