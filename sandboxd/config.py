@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sandboxd.errors import StartupError
+from sandboxd.paths import default_id_registry as default_id_registry
 from sandboxd.paths import default_image_dir as default_image_dir
 from sandboxd.paths import default_runtime_dir as default_runtime_dir
 from sandboxd.paths import default_state_dir as default_state_dir
@@ -115,6 +116,8 @@ class Config(_Section):
     """delegated cgroup v2 directory; found by itself when not given"""
     range_first: Annotated[int, Field(ge=65536)] = 1879048192
     """first host id for sandboxes (as root). The default, 0x70000000, is above what useradd and systemd hand out"""
+    id_registry: Path = Field(default_factory=default_id_registry)
+    """directory in which the daemons of one host (as root) claim their host ids; the same for all of them"""
     bwrap: Path | None = None
     init: Path | None = None
     seccomp_profile: Path | None = None
@@ -127,7 +130,9 @@ class Config(_Section):
     code: CodeConfig = CodeConfig()
     ports: PortsConfig = PortsConfig()
 
-    @field_validator("state_dir", "runtime_dir", "image_dir", "cgroup_root", "bwrap", "init", "seccomp_profile")
+    @field_validator(
+        "state_dir", "runtime_dir", "image_dir", "cgroup_root", "id_registry", "bwrap", "init", "seccomp_profile"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path if path is None else Path(os.path.abspath(path.expanduser()))

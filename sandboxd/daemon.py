@@ -52,7 +52,7 @@ async def run(config: Config, *, reload: Callable[[], Config]) -> None:
     with lock_state(config.state_dir), bind_listeners(config) as listeners:
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(config.state_dir / "state.db"))
-            host, capabilities = stack.enter_context(ready_host(config))
+            host, capabilities = stack.enter_context(ready_host(config, stack.enter_context(ready_ranges(config))))
             service = await stack.enter_async_context(
                 open_service(
                     config=config,
@@ -192,7 +192,7 @@ def bind_listeners(config: Config) -> Iterator[tuple[Listener, ...]]:
 
 
 @contextlib.contextmanager
-def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
+def ready_host(config: Config, ranges: IdRanges) -> Iterator[tuple[Host, Capabilities]]:
     """The backend and what it stands on."""
     bwrap = find_bwrap(config)
     init = install_init(config)
@@ -207,7 +207,7 @@ def ready_host(config: Config) -> Iterator[tuple[Host, Capabilities]]:
         backend=backend,
         cgroups=cgroups,
         disk=Disk(volume=volume, runtime_dir=config.runtime_dir, root_id=root_id),
-        ranges=SharedRange(root_id) if own_userns else _own_ranges(config),
+        ranges=ranges,
         idmapped=not own_userns,
         root_id=root_id,
         init=init,
@@ -283,8 +283,14 @@ def ready_cgroups(config: Config) -> tuple[CgroupSupport, CgroupTree | None]:
         return dataclasses.replace(support, root=None, reason=str(error)), None
 
 
-def _own_ranges(config: Config) -> IdRanges:
-    return IdRanges(claim_block(config.state_dir, config.range_first), RANGES_PER_BLOCK)
+@contextlib.contextmanager
+def ready_ranges(config: Config) -> Iterator[IdRanges]:
+    """The host ids that sandboxes are given."""
+    if in_own_userns():
+        yield SharedRange(rootless.FIRST_ID)
+    else:
+        with claim_block(config.state_dir, config.range_first, config.id_registry) as first:
+            yield IdRanges(first, RANGES_PER_BLOCK)
 
 
 def serving_limits(config: Config) -> ServingLimits:

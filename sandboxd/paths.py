@@ -34,5 +34,10 @@ def default_image_dir() -> Path:
     return _user_directory("XDG_DATA_HOME", ".local/share") / "images"
 
 
+def default_id_registry() -> Path:
+    """Where the daemons of one host say which ids are theirs."""
+    return Path(os.environ.get("SANDBOXD_ID_REGISTRY") or "/run/sandboxd-ids")
+
+
 def _user_directory(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / fallback) / "sandboxd"

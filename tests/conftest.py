@@ -1,6 +1,7 @@
 """Shared by all tests: the leak census around each of them, and daemons that many tests use."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,14 @@ if "SANDBOXD_UML" not in os.environ:  # an import takes long in there, and no te
     )
     settings.register_profile("steady", settings.get_profile("explore"), derandomize=True, database=None)
     settings.load_profile("steady")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let this run's daemons claim their host ids among themselves: others of this machine are not in their way."""
+    if not hasattr(config, "workerinput"):  # workers are started with the environment of the one that starts them
+        registry = tempfile.mkdtemp(prefix="sandboxd-test-ids-")
+        os.environ["SANDBOXD_ID_REGISTRY"] = registry
+        config.add_cleanup(lambda: shutil.rmtree(registry))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,6 @@
 """Id ranges: never two sandboxes with the same, none lost, none invented."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sandboxd.config import Config
 from sandboxd.errors import StartupError, Unavailable
 from sandboxd.kernel.userns import IDS_PER_RANGE
-from sandboxd.service.sandboxes.ranges import BLOCKS, IDS_PER_BLOCK, IdRanges, SharedRange, claim_block
+from sandboxd.service.sandboxes import ranges as ranges_module
+from sandboxd.service.sandboxes.ranges import BLOCKS, IdRanges, SharedRange, claim_block
+from sandboxd.service.sandboxes.ranges import IDS_PER_BLOCK as FULL_BLOCK
 from tests.support.daemon import CHECKOUT
 
 FIRST, COUNT = 0x70000000, 6
@@ -80,6 +84,15 @@ def test_without_root_all_share_one() -> None:
 
 # -- blocks of daemons --------------------------------------------------------------------------------------------
 
+BLOCKS_FROM = 0x30000000
+"""where no daemon of this machine has its own"""
+IDS_PER_BLOCK = 16 * IDS_PER_RANGE
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges_module, "IDS_PER_BLOCK", IDS_PER_BLOCK)
+
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Path:
@@ -94,46 +107,101 @@ def state(tmp_path: Path, number: int) -> Path:
 
 def test_two_state_directories_get_two_blocks_and_keep_them(tmp_path: Path, registry: Path) -> None:
     one, two = state(tmp_path, 1), state(tmp_path, 2)
-    first, second = claim_block(one, FIRST, registry), claim_block(two, FIRST, registry)
-    assert {first, second} == {FIRST, FIRST + IDS_PER_BLOCK}
-    assert claim_block(one, FIRST, registry) == first
-    assert claim_block(two, FIRST, registry) == second
+    with claim_block(one, BLOCKS_FROM, registry) as first, claim_block(two, BLOCKS_FROM, registry) as second:
+        assert {first, second} == {BLOCKS_FROM, BLOCKS_FROM + IDS_PER_BLOCK}
+    with claim_block(two, BLOCKS_FROM, registry) as again:
+        assert again == second
+    with claim_block(one, BLOCKS_FROM, registry) as again:
+        assert again == first
 
 
 def test_one_directory_by_two_names_is_one(tmp_path: Path, registry: Path) -> None:
     one = state(tmp_path, 1)
     (tmp_path / "link").symlink_to(one)
-    assert claim_block(one, FIRST, registry) == claim_block(tmp_path / "link", FIRST, registry)
+    with claim_block(one, BLOCKS_FROM, registry) as first:
+        pass
+    with claim_block(tmp_path / "link", BLOCKS_FROM, registry) as again:
+        assert again == first
 
 
 def test_the_block_of_a_directory_that_is_gone_is_free(tmp_path: Path, registry: Path) -> None:
     one = state(tmp_path, 1)
-    first = claim_block(one, FIRST, registry)
+    with claim_block(one, BLOCKS_FROM, registry) as first:
+        pass
     one.rmdir()
-    assert claim_block(state(tmp_path, 2), FIRST, registry) == first
+    with claim_block(state(tmp_path, 2), BLOCKS_FROM, registry) as second:
+        assert second == first
 
 
-def test_when_all_blocks_are_claimed_the_answer_names_the_registry(tmp_path: Path, registry: Path) -> None:
-    for number in range(BLOCKS):
-        claim_block(state(tmp_path, number), FIRST, registry)
-    with pytest.raises(StartupError, match=str(registry)):
-        claim_block(state(tmp_path, BLOCKS), FIRST, registry)
-    assert FIRST + BLOCKS * IDS_PER_BLOCK <= 1 << 32
+def test_when_all_daemons_run_the_answer_names_them_and_the_registry(tmp_path: Path, registry: Path) -> None:
+    with contextlib.ExitStack() as running:
+        for number in range(BLOCKS):
+            running.enter_context(claim_block(state(tmp_path, number), BLOCKS_FROM, registry))
+        with pytest.raises(StartupError, match=str(registry)) as refused:
+            running.enter_context(claim_block(state(tmp_path, BLOCKS), BLOCKS_FROM, registry))
+    assert str(state(tmp_path, 7)) in str(refused.value)
+    assert Config.model_fields["range_first"].default + BLOCKS * FULL_BLOCK <= 1 << 32
+
+
+def test_a_block_whose_daemon_is_gone_is_taken_back_and_those_that_are_held_are_not(
+    tmp_path: Path, registry: Path
+) -> None:
+    with contextlib.ExitStack() as running:
+        blocks = [
+            running.enter_context(claim_block(state(tmp_path, n), BLOCKS_FROM, registry)) for n in range(BLOCKS - 1)
+        ]
+        with claim_block(state(tmp_path, BLOCKS - 1), BLOCKS_FROM, registry) as left:
+            pass  # its directory stays, and nothing lives in it
+        with claim_block(state(tmp_path, BLOCKS), BLOCKS_FROM, registry) as taken:
+            assert taken == left
+            assert taken not in blocks
+            # Whose block it was gets none: there is no other.
+            with pytest.raises(StartupError), claim_block(state(tmp_path, BLOCKS - 1), BLOCKS_FROM, registry):
+                pass
+
+
+@pytest.mark.needs_root
+def test_a_block_in_which_a_process_lives_is_not_taken_back(tmp_path: Path, registry: Path) -> None:
+    """Whatever the registry says: the file of a block may be lost, its state directory removed under sandboxes."""
+    resident = BLOCKS_FROM + 5 * IDS_PER_BLOCK + 3 * IDS_PER_RANGE + 1000
+    with subprocess.Popen(["sleep", "600"], user=resident, group=resident) as process:
+        try:
+            with contextlib.ExitStack() as running:
+                blocks = [
+                    running.enter_context(claim_block(state(tmp_path, number), BLOCKS_FROM, registry))
+                    for number in range(BLOCKS - 1)
+                ]
+                assert BLOCKS_FROM + 5 * IDS_PER_BLOCK not in blocks
+                with pytest.raises(StartupError):
+                    running.enter_context(claim_block(state(tmp_path, BLOCKS), BLOCKS_FROM, registry))
+        finally:
+            process.kill()
+
+
+def test_a_range_of_an_earlier_block_is_not_handed_out_when_it_is_given_back() -> None:
+    ranges = IdRanges(FIRST, 2)
+    ranges.claim({FIRST - IDS_PER_RANGE})
+    ranges.give_back(FIRST - IDS_PER_RANGE)
+    assert {ranges.take(), ranges.take()} == {FIRST, FIRST + IDS_PER_RANGE}
 
 
 def test_daemons_that_start_at_once_do_not_meet(tmp_path: Path, registry: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from sandboxd.service.sandboxes.ranges import claim_block\n"
-        "print(claim_block(Path(sys.argv[1]), 0, Path(sys.argv[2])))"
+        "with claim_block(Path(sys.argv[1]), 0x30000000, Path(sys.argv[2])) as first:\n"
+        "    print(first, flush=True); sys.stdin.read()"
     )
     claimants = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(state(tmp_path, number)), str(registry)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=CHECKOUT,
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         )
         for number in range(4)
     ]
-    blocks = [claimant.communicate(timeout=60)[0] for claimant in claimants]
+    blocks = [claimant.stdout.readline() for claimant in claimants if claimant.stdout is not None]
+    for claimant in claimants:
+        claimant.communicate(timeout=60)
     assert len(set(blocks)) == 4
