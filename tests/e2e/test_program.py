@@ -210,7 +210,7 @@ def test_usr1_says_what_every_task_waits_for(own_daemon: Daemon) -> None:
         own_daemon.signal(signal.SIGUSR1)
         wait_until(lambda: "all tasks:" in own_daemon.log)
         (line,) = [line for line in own_daemon.log.splitlines() if f"http /v1/sandboxes/{sandbox}/shell: " in line]
-        assert re.search(r"service/commands/attached\.py:\d+ receive > .*isolation/init/connection\.py:\d+ \w+$", line)
+        assert re.search(r"commands/attached\.py:\d+ receive > .*init/connection\.py:\d+ \w+$", line)
         assert any(line.startswith("  ") and "handle_signals" in line for line in own_daemon.log.splitlines())
         own_daemon.delete(sandbox)
         asked.exception()

@@ -1,4 +1,4 @@
-"""Connections to sandbox-init, for one operation at a time; see `init_client` for the whole."""
+"""Connections to sandbox-init, for one operation at a time; see `client.py` for the whole."""
 
 import os
 import socket
