@@ -5,7 +5,7 @@ import quart
 import trio
 
 from sandboxd.http.server.connection import SandboxdApp
-from sandboxd.http.server.peer import peer_of
+from sandboxd.http.server.peer import dialect_of, peer_of
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def app() -> Any:
         credentials = peer.credentials
         return {
             "listener": peer.listener,
+            "dialect": dialect_of(quart.request.scope),
             "address": peer.address,
             "ids": credentials and [credentials.pid, credentials.uid, credentials.gid],
         }

@@ -5,6 +5,7 @@ under way while all tasks wait, and a test about time takes `autojump_clock`: it
 machine does meanwhile. Not over TCP, whose packets the kernel may deliver a little later.
 """
 
+import dataclasses
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -41,7 +42,12 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    app: Any, *, limits: ServingLimits | None = None, grace: float = 1.0, tcp: bool = False
+    app: Any,
+    *,
+    limits: ServingLimits | None = None,
+    grace: float = 1.0,
+    tcp: bool = False,
+    dialect: str | None = None,
 ) -> AsyncIterator[Served]:
     """Serve `app` with the daemon's own stack."""
     with tempfile.TemporaryDirectory() as directory:
@@ -52,7 +58,8 @@ async def serving(
             over_unix = partial(trio.open_unix_socket, path)
             over_tcp = partial(trio.open_tcp_stream, "127.0.0.1", port)
             served = Served(over_tcp if tcp else over_unix, server=server)
-            run = partial(server.serve, listeners, stop=served.stop, grace=grace)
+            as_told = [dataclasses.replace(listener, dialect=dialect) for listener in listeners]
+            run = partial(server.serve, as_told, stop=served.stop, grace=grace)
             async with _running(served, run):
                 yield served
 

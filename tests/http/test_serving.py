@@ -36,6 +36,13 @@ async def test_tcp_peer_is_known_by_its_address(app):
         assert quart.json.loads(body)["address"] == list(http.stream.socket.getsockname())
 
 
+@pytest.mark.parametrize("dialect", [None, "akira"])
+async def test_requests_know_the_dialect_of_their_listener(app, dialect):
+    async with serving(app, dialect=dialect) as served, client(served) as http:
+        _, body = await http.request("GET", "/who")
+    assert quart.json.loads(body)["dialect"] == dialect
+
+
 def test_credentials_are_a_value():
     assert Credentials(1, 2, 3) == Credentials(pid=1, uid=2, gid=3)
 

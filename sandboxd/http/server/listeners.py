@@ -49,11 +49,16 @@ ListenAddress = UnixAddress | TcpAddress
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listener:
-    """A listening stream socket. `label` names it in logs, in `Peer.listener` and to dialects."""
+    """A listening stream socket.
+
+    `label` names it in logs and in `Peer.listener`. With `tls`, connections begin with a TLS handshake. `dialect` is
+    the one that this listener was given to, None where all are spoken.
+    """
 
     label: str
     socket: socket.socket
     tls: ssl.SSLContext | None = None
+    dialect: str | None = None
 
 
 def parse_listen_address(text: str) -> ListenAddress:

@@ -52,6 +52,12 @@ def peer_of(scope: Mapping[str, Any]) -> Peer:
     return peer
 
 
+def dialect_of(scope: Mapping[str, Any]) -> str | None:
+    """The dialect that the listener was given to, through which a request or websocket came; None: to all of them."""
+    dialect: str | None = scope["state"]["dialect"]
+    return dialect
+
+
 def stopping_of(scope: Mapping[str, Any]) -> trio.Event:
     """Set when the daemon begins to stop: endless responses should end then, in good order."""
     stopping: trio.Event = scope["state"]["stopping"]

@@ -14,11 +14,11 @@ from typing import Any
 import trio
 
 from sandboxd.http.server.listeners import Listener
-from sandboxd.http.server.peer import Peer, identify, peer_of, stopping_of
+from sandboxd.http.server.peer import Peer, dialect_of, identify, peer_of, stopping_of
 from sandboxd.http.server.stack import ASGIFramework, ConnectionState, HypercornConfig, WorkerContext
 from sandboxd.http.server.transport import Patience, Transport
 
-__all__ = ("Peer", "Server", "ServingLimits", "ServingStatistics", "peer_of", "serve", "stopping_of")
+__all__ = ("Peer", "Server", "ServingLimits", "ServingStatistics", "dialect_of", "peer_of", "serve", "stopping_of")
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Server:
             config=self._config,
             context=self._context,
             client=peer.address,
-            state=ConnectionState({"peer": peer, "stopping": self._stopping}),
+            state=ConnectionState({"peer": peer, "stopping": self._stopping, "dialect": listener.dialect}),
             patience=self._patience,
         )
 
