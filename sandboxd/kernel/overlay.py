@@ -97,6 +97,8 @@ def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxatt
         f"workdir={writable}/{WORK}",
         # A sandbox's disk is thrown away or frozen before it is copied: fsync in it may not stall the host.
         "volatile",
+        # The layers may lie on several file systems: without it every file of another one has a device of its own.
+        "xino=on",
     ]
     if userxattr:
         options.append("userxattr")
