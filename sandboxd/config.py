@@ -8,6 +8,7 @@ Command-line options override the file. Every key, its unit and its default is a
 import os
 import re
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +27,14 @@ MIB = 1024 * 1024
 DAY = 86400.0
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
-# Where the files that are not Python are: beside the package in a checkout, in the prefix when installed.
-_ASSET_ROOTS = (_CHECKOUT, Path(sys.prefix) / "share/sandboxd", Path("/usr/share/sandboxd"))
+# Where the files that are not Python are: beside the package in a checkout, below the prefix when installed, which
+# may be that of an environment or of `pip install --user`.
+_ASSET_ROOTS = (
+    _CHECKOUT,
+    Path(sys.prefix) / "share/sandboxd",
+    Path(sysconfig.get_path("data", "posix_user")) / "share/sandboxd",
+    Path("/usr/share/sandboxd"),
+)
 
 
 def find_asset(name: str) -> Path:

@@ -75,6 +75,8 @@ class Daemon:
     """put before the command: to run it as another user, or in another mount namespace"""
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    interpreter: str = sys.executable
+    """the Python that runs it; another one than the tests' finds the sandboxd that is installed for it"""
     descriptors: tuple[int, ...] = ()
     """passed on to it"""
     mortal: bool = False
@@ -135,11 +137,13 @@ class Daemon:
 
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         """A command line of the `sandboxd` program as this daemon's user, and its environment."""
-        marks = {"PYTHONPATH": str(CHECKOUT), census.DAEMON: str(self.root)}
+        marks = {census.DAEMON: str(self.root)}
+        if self.interpreter == sys.executable:
+            marks["PYTHONPATH"] = str(CHECKOUT)
         if self.mortal:
             marks["SANDBOXD_CRASH_AT"] = str(self.root / CRASH_AT)
         environment = {**os.environ, **marks, **self.environment}
-        return [*self.prefix, sys.executable, "-m", "sandboxd", *arguments], environment
+        return [*self.prefix, self.interpreter, "-m", "sandboxd", *arguments], environment
 
     def launch(self) -> None:
         """Start it without waiting until it serves."""

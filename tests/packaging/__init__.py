@@ -1,0 +1,1 @@
+"""What is shipped: it has to work where there is no checkout."""
