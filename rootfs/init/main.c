@@ -8,7 +8,7 @@
  * of the sudo service (sudo_applet.c).
  *
  *     main → reaper, connections → operations → commands → spawn (keeper, leader)
- *                                             → workers → files, tree, watcher
+ *                                             → workers → files, tree, watcher, ports
  *                                             → relay, shutdown
  *
  * Process 1 never blocks and never dies: one epoll loop, non-blocking descriptors, and anything that may wait (file

@@ -5,6 +5,7 @@
 #include "attachments.h"
 #include "commands.h"
 #include "files.h"
+#include "ports.h"
 #include "relay.h"
 #include "shutdown.h"
 #include "watcher.h"
@@ -179,6 +180,7 @@ static const struct operation {
     {.type = OP_RESIZE, .start = resize, NEEDS(TAG_COMMAND, TAG_COLS, TAG_ROWS)},
     {.type = OP_SIGNAL, .start = signal_command, NEEDS(TAG_COMMAND, TAG_SIGNO), TAKES(TAG_SCOPE)},
     {.type = OP_LIST, .start = list},
+    {.type = OP_LIST_PORTS, .work = ports_list},
     {.type = OP_RELEASE, .start = release, NEEDS(TAG_COMMAND)},
     {.type = OP_CONNECT, .start = relay_start, TAKES(TAG_PORT, TAG_PATH)},
     {.type = OP_SHUTDOWN, .start = shutdown_start, TAKES(TAG_GRACE_MS)},

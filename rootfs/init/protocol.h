@@ -30,6 +30,7 @@
  *     STDIN_EOF RESIZE SIGNAL RELEASE SHUTDOWN       I: OK | ERROR
  *     HELLO                    I: WELCOME
  *     LIST                     I: LISTED* END
+ *     LIST_PORTS               I: PORT* END | ERROR         at most MAX_PORTS; END has TRUNCATED when there are more
  *     STAT                     I: ENTRY | ERROR
  *     LIST_DIR                 I: ENTRY* END | ERROR
  *     READ_FILE                I: FILE DATA* END | ERROR    an ERROR may also end the DATA
@@ -74,6 +75,8 @@ enum {
     MAX_PATTERNS = 64,
     MAX_PATTERN = 256,
     MAX_NESTING = 256,
+    MAX_PORTS = 4096,
+    MAX_PROGRAM = 15,
     RLIMIT_SIZE = 20, /* resource u32, soft u64, hard u64 */
 };
 
@@ -87,6 +90,7 @@ enum frame_type {
     OP_CONNECT = 0x07,
     OP_SHUTDOWN = 0x08,
     OP_SUDO = 0x09,
+    OP_LIST_PORTS = 0x0a,
 
     /* With COMMAND an operation of its own, without it a message on an attached connection. */
     OP_STDIN_EOF = 0x10,
@@ -128,6 +132,7 @@ enum frame_type {
     OP_LISTED = 0x89,
     OP_ENTRY = 0x8a,
     OP_FILE = 0x8b,
+    OP_PORT = 0x8c,
     OP_CHANGES = 0x90,
     OP_SYNCED = 0x91,
 };
@@ -193,9 +198,11 @@ enum tag {
     TAG_CTIME_NS = 58,
     TAG_AFTER = 59,
     TAG_REAL_PATH = 60,
+    TAG_ADDRESS = 61, /* 4 or 16 bytes, in network order */
+    TAG_PROGRAM = 62, /* as ps calls a process: at most 15 bytes, which it chooses */
 };
 
-enum { TAG_END = 61 }; /* one past the last tag; the tags of a message are kept in a 64-bit set */
+enum { TAG_END = 63 }; /* one past the last tag; the tags of a message are kept in a 64-bit set */
 
 enum flag {
     FLAG_ATTACH = 0x1,

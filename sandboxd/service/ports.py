@@ -17,15 +17,14 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, SandboxLost, Unavailable
+from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, Unavailable
 from sandboxd.isolation.init.client import InitError, InitGone
+from sandboxd.isolation.init.messages import ListeningSocket
 from sandboxd.isolation.init.wire import WireError
-from sandboxd.kernel import listening
-from sandboxd.kernel.listening import ListeningSocket, Process
 from sandboxd.model import Exposure
+from sandboxd.service.commands.attached import init_errors
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.store import Store
-from sandboxd.threads import run_in_thread
 
 TOKEN_PREFIX = "sbp_"
 
@@ -71,7 +70,10 @@ class ListeningPort:
     """by this daemon: not if only on an address that is not the loopback's"""
     uid: int
     """inside"""
-    process: Process | None
+    pid: int | None
+    """of one process that listens, inside; None where none was found"""
+    program: str | None
+    """its name, which it chose: at most 15 characters"""
 
 
 class PortConnection:
@@ -171,13 +173,8 @@ class Ports:
     async def listening(self, entry: Entry) -> list[ListeningPort]:
         """What listens inside, by port. Raises: Conflict, SandboxLost."""
         running = await entry.ready()
-        try:
-            sockets, processes = await run_in_thread(_look, running.machine.pid)
-        except OSError as error:
-            raise SandboxLost(f"cannot list the ports of sandbox {entry.sandbox.id}: it ended") from error
-        if running.ended():  # then the pid may be another's by now
-            raise SandboxLost(f"cannot list the ports of sandbox {entry.sandbox.id}: it ended")
-        return _by_port(sockets, processes, first_uid=entry.sandbox.range_start)
+        with init_errors(entry):
+            return _by_port(await running.init.listening_sockets())
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -235,22 +232,20 @@ def _in_force(exposure: Exposure) -> bool:
     return exposure.expires_at is None or exposure.expires_at > time.time()
 
 
-def _look(pid: int) -> tuple[list[ListeningSocket], dict[int, Process]]:
-    sockets = listening.listening_sockets(pid)
-    return sockets, listening.owners(pid, {socket.inode for socket in sockets})
-
-
-def _by_port(sockets: list[ListeningSocket], processes: dict[int, Process], *, first_uid: int) -> list[ListeningPort]:
+def _by_port(sockets: list[ListeningSocket]) -> list[ListeningPort]:
     ports: dict[int, list[ListeningSocket]] = {}
     for socket in sockets:
         ports.setdefault(socket.port, []).append(socket)
-    return [
-        ListeningPort(
-            port=port,
-            addresses=tuple(sorted({socket.address for socket in group})),
-            reachable=any(socket.address in _REACHABLE for socket in group),
-            uid=group[0].uid - first_uid,
-            process=next((processes[socket.inode] for socket in group if socket.inode in processes), None),
-        )
-        for port, group in sorted(ports.items())
-    ]
+    return [_listening_port(port, group) for port, group in sorted(ports.items())]
+
+
+def _listening_port(port: int, sockets: list[ListeningSocket]) -> ListeningPort:
+    owned = next((socket for socket in sockets if socket.pid is not None), sockets[0])
+    return ListeningPort(
+        port=port,
+        addresses=tuple(sorted({socket.address for socket in sockets})),
+        reachable=any(socket.address in _REACHABLE for socket in sockets),
+        uid=owned.uid,
+        pid=owned.pid,
+        program=owned.program,
+    )

@@ -52,3 +52,10 @@ async def pid1(
     """Pid 1 of namespaces of its own, in both builds."""
     async with pid1_init(binaries[request.param], directory) as running:
         yield running
+
+
+@pytest.fixture
+async def release_pid1(binaries: dict[str, Path], directory: Path) -> AsyncIterator[RunningInit]:
+    """Pid 1 of namespaces of its own, without sanitizers: for what is much."""
+    async with pid1_init(binaries["release"], directory) as running:
+        yield running

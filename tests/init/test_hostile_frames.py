@@ -77,6 +77,7 @@ def corpus(directory: Path) -> list[bytes]:
         encode_fields(Op.RESIZE, {**command, **size}),
         encode_fields(Op.SIGNAL, {**command, Tag.SIGNO: 9, Tag.SCOPE: Scope.LEADER}),
         encode_fields(Op.RELEASE, command),
+        encode_frame(Op.LIST_PORTS),
         encode_fields(Op.CONNECT, {Tag.PORT: 1}),
         encode_fields(Op.CONNECT, {Tag.PATH: place}),
         encode_fields(Op.STAT, {Tag.PATH: place, Tag.USER: "root"}),

@@ -1,8 +1,10 @@
 """Framing and messages: round trips, arbitrary cuts, and garbage."""
 
 import dataclasses
+import socket
 from contextlib import suppress
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, get_type_hints
 
 import pytest
@@ -24,6 +26,7 @@ from sandboxd.isolation.init.wire import (
     HEADER_SIZE,
     MAX_DATA,
     MAX_PAYLOAD,
+    MAX_PROGRAM,
     Change,
     ChangeKind,
     Flag,
@@ -55,13 +58,25 @@ BOUNDS = {
     "errno": 4095,
     "uid": 2**32 - 1,
     "gid": 2**32 - 1,
+    "port": 2**16 - 1,
     "mtime_ns": 2**63 - 1,
     "ctime_ns": 2**63 - 1,
 }
 NARROW = {"version", "count"}
 
 
+addresses = st.ip_addresses().map(lambda address: socket.inet_ntop(*_packed(address)))
+
+
+def _packed(address: IPv4Address | IPv6Address) -> tuple[socket.AddressFamily, bytes]:
+    return (socket.AF_INET if address.version == 4 else socket.AF_INET6), address.packed
+
+
 def values_of(name: str, hint: Any) -> st.SearchStrategy[Any]:
+    if name == "address":
+        return addresses
+    if name == "program":
+        return st.none() | prose.filter(lambda text: len(text.encode()) <= MAX_PROGRAM)
     if hint is int or hint == int | None:
         limit = BOUNDS.get(name, 2**32 - 1 if name in NARROW else 2**64 - 1)
         numbers = st.integers(-(2**63) if name.endswith("time_ns") else 0, limit)

@@ -31,6 +31,7 @@ from sandboxd.isolation.init.messages import (
     Welcome,
     encode_fields,
 )
+from sandboxd.isolation.init.ports import PortOperations
 from sandboxd.isolation.init.watches import WatchOperations
 from sandboxd.isolation.init.wire import (
     DEFAULT_LINGER_MS,
@@ -228,7 +229,7 @@ def _event_of(frame: Frame) -> Event:
     return kind.decode(frame.payload)
 
 
-class InitClient(FileOperations, WatchOperations):
+class InitClient(FileOperations, PortOperations, WatchOperations):
     """Operations of the sandbox whose init listens at a socket."""
 
     async def hello(self, *, keep: bool = False) -> Welcome:

@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import trio
-
 from sandboxd.isolation.init.archives import PackReader, UnpackWriter, data_frames
 from sandboxd.isolation.init.connection import Connection, Connector, InitGone, error_of
 from sandboxd.isolation.init.messages import NO_FLAGS, Done, End, Entry, FileHeader, check_path, encode_fields
@@ -265,14 +263,6 @@ class FileOperations(Connector):
         request = _request(Op.UNPACK, path, user, cwd, parents=parents, owners=owners)
         async with self._open(request) as connection:
             yield UnpackWriter(connection)
-
-    async def connect_port(self, port: int) -> trio.SocketStream:
-        """A byte stream to a TCP port on the sandbox's loopback. The caller closes it."""
-        return await self._connect(encode_fields(Op.CONNECT, {Tag.PORT: port}))
-
-    async def connect_socket(self, path: Path) -> trio.SocketStream:
-        """A byte stream to a Unix socket of the sandbox, reached as root. The caller closes it."""
-        return await self._connect(encode_fields(Op.CONNECT, {Tag.PATH: check_path(path)}))
 
     async def _count(self, request: bytes) -> int:
         return (await self._call(request)).count or 0

@@ -6,6 +6,7 @@ may be missing, a tuple may repeat. Decoding raises `WireError` for anything els
 """
 
 import dataclasses
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 
 from sandboxd.isolation.init.wire import (
     MAX_PATH,
+    MAX_PROGRAM,
     CommandState,
     FileType,
     Flag,
@@ -111,6 +113,22 @@ def _decode_flags(value: bytes) -> Flag:
         raise WireError("cannot decode flags: unknown bits") from None
 
 
+def _encode_address(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def _decode_address(value: bytes) -> str:
+    if len(value) not in (4, 16):
+        raise WireError(f"cannot decode an address of {len(value)} bytes: it takes 4 or 16")
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+
+
+def _decode_program(value: bytes) -> str:
+    if len(value) > MAX_PROGRAM:
+        raise WireError(f"cannot decode a program's name of {len(value)} bytes: at most {MAX_PROGRAM}")
+    return value.decode("utf-8", "replace")
+
+
 _U8, _U16, _U32, _U64 = _number(1), _number(2), _number(4), _number(8)
 _PID = _number(4, MAX_PID)
 _NAME = _Codec(_to_bytes, _to_name)
@@ -178,6 +196,8 @@ _CODECS: Final[Mapping[Tag, _Codec]] = {
     Tag.CTIME_NS: _number(8, signed=True),
     Tag.AFTER: _NAME,
     Tag.REAL_PATH: _NAME,
+    Tag.ADDRESS: _Codec(_encode_address, _decode_address),
+    Tag.PROGRAM: _Codec(_to_bytes, _decode_program),
 }
 
 
@@ -346,6 +366,22 @@ class Entry(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ListeningSocket(Message):
+    """A TCP socket that listens in the sandbox's network namespace.
+
+    `address` is in the notation of inet_ntop(3), `uid` who made the socket; ids and pids are the sandbox's own.
+    `pid` and `program` are one process that has it open, None when none was found; the name is chosen by the program.
+    """
+
+    OP: ClassVar = Op.PORT
+    port: int
+    address: str
+    uid: int
+    pid: int | None = None
+    program: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FileHeader(Message):
     """What READ_FILE opened. More or fewer than `size` bytes may follow: files in /proc say 0, others may change."""
 
@@ -375,6 +411,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     StdinClosed,
     Listed,
     Entry,
+    ListeningSocket,
     FileHeader,
     End,
 )

@@ -39,6 +39,8 @@ MAX_WATCHED: Final = 32 * 1024
 MAX_PATTERNS: Final = 64
 MAX_PATTERN: Final = 256
 MAX_NESTING: Final = 256
+MAX_PORTS: Final = 4096
+MAX_PROGRAM: Final = 15
 
 OFFSET_NOW: Final = 2**64 - 1
 """As an offset to attach from: only what is written from here on."""
@@ -65,6 +67,7 @@ class Op(IntEnum):
     CONNECT = 0x07
     SHUTDOWN = 0x08
     SUDO = 0x09
+    LIST_PORTS = 0x0A
     STDIN_EOF = 0x10
     RESIZE = 0x11
     SIGNAL = 0x12
@@ -100,6 +103,7 @@ class Op(IntEnum):
     LISTED = 0x89
     ENTRY = 0x8A
     FILE = 0x8B
+    PORT = 0x8C
     CHANGES = 0x90
     SYNCED = 0x91
 
@@ -167,6 +171,8 @@ class Tag(IntEnum):
     CTIME_NS = 58
     AFTER = 59
     REAL_PATH = 60
+    ADDRESS = 61
+    PROGRAM = 62
 
 
 class Flag(IntFlag, boundary=STRICT):

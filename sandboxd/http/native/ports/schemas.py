@@ -73,14 +73,13 @@ class ListeningPortView(Response):
 
     @classmethod
     def of(cls, port: ListeningPort) -> Self:
-        process = port.process
         return cls(
             port=port.port,
             addresses=list(port.addresses),
             reachable=port.reachable,
             uid=port.uid,
-            pid=process.pid if process else None,
-            command=process.command if process else None,
+            pid=port.pid,
+            command=port.program,
         )
 
 
