@@ -11,9 +11,9 @@ import sys
 import sysconfig
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sandboxd.errors import StartupError
 from sandboxd.paths import default_id_registry as default_id_registry
@@ -52,6 +52,43 @@ class _Section(BaseModel):
 
 Seconds = Annotated[float, Field(gt=0, le=10 * DAY)]
 Bytes = Annotated[int, Field(ge=1024)]
+
+
+class TlsConfig(_Section):
+    certificate: Path
+    """PEM: the server's certificate, then those between it and its root"""
+    key: Path
+    """PEM, without a passphrase; may be the same file"""
+
+    @field_validator("certificate", "key")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return Path(os.path.abspath(path.expanduser()))
+
+
+class ListenConfig(_Section):
+    """One listener. An address alone may be written as a string."""
+
+    address: str
+    """`unix:PATH` or `tcp:HOST:PORT`"""
+    dialect: str | None = None
+    """the one dialect that is spoken here, at the root; by default all of them, each at its own paths"""
+    tls: TlsConfig | None = None
+    """with it `tcp:` speaks TLS, and HTTP/2 to those who ask for it"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.tls is not None and not self.address.startswith("tcp:"):
+            raise ValueError(f"cannot speak TLS on {self.address}: `tls` goes with an address tcp:HOST:PORT")
+        return self
+
+
+def _as_table(entry: object) -> object:
+    if isinstance(entry, str):
+        return {"address": entry}
+    if isinstance(entry, dict | ListenConfig):
+        return entry
+    raise ValueError(f'cannot listen on {entry!r}: write "tcp:HOST:PORT", "unix:PATH", or {{address = "…", …}}')
 
 
 class HttpConfig(_Section):
@@ -115,8 +152,10 @@ class Config(_Section):
     state_dir: Path = Field(default_factory=default_state_dir)
     runtime_dir: Path = Field(default_factory=default_runtime_dir)
     image_dir: Path = Field(default_factory=default_image_dir)
-    listen: tuple[str, ...] = ()
-    """`unix:PATH` or `tcp:HOST:PORT`; by default the socket sandboxd.sock in the runtime directory"""
+    listen: tuple[Annotated[ListenConfig, BeforeValidator(_as_table)], ...] = ()
+    """`unix:PATH`, `tcp:HOST:PORT`, or a table with `address`, `dialect` and `tls`"""
+    default_socket: bool = True
+    """listen on the socket sandboxd.sock in the runtime directory, too"""
     socket_group: str | None = None
     """group that may use the Unix socket beside the daemon's own user"""
     cgroup_root: Path | None = None
@@ -144,8 +183,18 @@ class Config(_Section):
     def _absolute(cls, path: Path | None) -> Path | None:
         return path if path is None else Path(os.path.abspath(path.expanduser()))
 
-    def listeners(self) -> tuple[str, ...]:
-        return self.listen or (f"unix:{self.runtime_dir / 'sandboxd.sock'}",)
+    @model_validator(mode="after")
+    def _listens(self) -> Self:
+        if not (self.listen or self.default_socket):
+            raise ValueError("cannot listen nowhere: without the default socket, `listen` must name an address")
+        return self
+
+    def listeners(self) -> tuple[ListenConfig, ...]:
+        """The default socket, unless it is not wanted or listed too, and what is listed."""
+        default = f"unix:{self.runtime_dir / 'sandboxd.sock'}"
+        if not self.default_socket or any(entry.address == default for entry in self.listen):
+            return self.listen
+        return (ListenConfig(address=default), *self.listen)
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> Config:
@@ -173,8 +222,8 @@ def _explain(error: ValidationError, text: str) -> str:
 def _explain_one(location: tuple[int | str, ...], message: str, kind: str, text: str) -> str:
     name = ".".join(str(part) for part in location)
     line = _line_of([str(part) for part in location if isinstance(part, str)], text)
-    what = "unknown key" if kind == "extra_forbidden" else message
-    return f"line {line}: {name}: {what}" if line else f"{name}: {what}"
+    what = "unknown key" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return ": ".join(part for part in (f"line {line}" if line else "", name, what) if part)
 
 
 def _line_of(keys: list[str], text: str) -> int | None:
@@ -182,7 +231,7 @@ def _line_of(keys: list[str], text: str) -> int | None:
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
-            table = header[1]
+            table = header[1].lstrip("[ ")  # of an array of tables
             if table.split(".") == keys:
                 return number
         elif (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)) is not None:

@@ -19,14 +19,16 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import trio
 
-from sandboxd.config import Config, find_asset, in_own_userns
+from sandboxd.config import Config, ListenConfig, find_asset, in_own_userns
 from sandboxd.errors import StartupError
-from sandboxd.http.app import build_app
+from sandboxd.http.app import DIALECTS, build_app
 from sandboxd.http.server.listeners import Listener, activated, bind, parse_listen_address
 from sandboxd.http.server.serving import Server, ServingLimits
+from sandboxd.http.server.tls import ServerTls
 from sandboxd.isolation.bwrap import seccomp
 from sandboxd.isolation.bwrap.backend import BwrapBackend
 from sandboxd.kernel import rootless
@@ -72,7 +74,7 @@ async def serve(
     stop = trio.Event()
     server = Server(build_app(service), limits=serving_limits(config))
     async with trio.open_nursery() as nursery:
-        await nursery.start(handle_signals, stop, nursery.cancel_scope, service, reload)
+        await nursery.start(handle_signals, stop, nursery.cancel_scope, service, listeners, reload)
         async with trio.open_nursery() as serving:
             await serving.start(_serve_until, server, listeners, stop, config.shutdown_grace)
             settle_memory()
@@ -95,15 +97,18 @@ async def handle_signals(
     stop: trio.Event,
     everything: trio.CancelScope,
     service: Service,
+    listeners: tuple[Listener, ...],
     reload: Callable[[], Config],
     task_status: trio.TaskStatus[None],
 ) -> None:
-    """TERM or INT: end gracefully; a second one: at once. HUP: read the configuration again. USR1: log all tasks."""
+    """TERM or INT: end gracefully; a second one: at once. HUP: read the configuration and the certificates again.
+    USR1: log all tasks."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGHUP:
                 reload_config(service, reload)
+                reload_certificates(listeners)
             elif number == signal.SIGUSR1:
                 root = trio.lowlevel.current_root_task()
                 assert root is not None
@@ -133,6 +138,18 @@ def reload_config(service: Service, read: Callable[[], Config]) -> None:
     service.config = service.config.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
     logging.getLogger().setLevel(service.config.log_level.upper())
     log.info("configuration reloaded: %s", ", ".join(sorted(changed & RELOADABLE)) or "nothing changed")
+
+
+def reload_certificates(listeners: tuple[Listener, ...]) -> None:
+    """For connections to come. A pair that cannot be used leaves the present one in place."""
+    for listener in listeners:
+        if listener.tls is not None:
+            try:
+                listener.tls.reload()
+            except StartupError as error:
+                log.error("certificate of %s not reloaded, the old one is kept: %s", listener.label, error)
+            else:
+                log.info("certificate of %s reloaded: %s", listener.label, listener.tls)
 
 
 # -- the host -----------------------------------------------------------------------------------------------------
@@ -185,10 +202,32 @@ def lock_state(state_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bind_listeners(config: Config) -> Iterator[tuple[Listener, ...]]:
+    """What the service manager passed, or else what the configuration lists.
+
+    A socket that was passed gets the dialect and the certificate of the entry with its address.
+    """
+    entries = [(parse_listen_address(entry.address), listener_settings(entry)) for entry in config.listeners()]
     passed = activated(os.environ)
-    addresses = [] if passed else [parse_listen_address(text) for text in config.listeners()]
-    with bind(addresses, group=config.socket_group) as bound:
-        yield (*passed, *bound)
+    by_label = {str(address): settings for address, settings in entries}
+    with bind([] if passed else [address for address, _ in entries], group=config.socket_group) as bound:
+        yield (
+            *(dataclasses.replace(listener, **by_label.get(listener.label, {})) for listener in passed),
+            *(dataclasses.replace(listener, **entry[1]) for listener, entry in zip(bound, entries, strict=False)),
+        )
+
+
+def listener_settings(entry: ListenConfig) -> dict[str, Any]:
+    """What a listener has beside its socket. Raises: StartupError."""
+    if entry.dialect not in {None, *DIALECTS}:
+        raise StartupError(
+            f"cannot give {entry.address} to the dialect {entry.dialect!r}: there is none of that name; "
+            f"there are {', '.join(sorted(DIALECTS))}",
+            kind="unknown_dialect",
+        )
+    return {
+        "dialect": entry.dialect,
+        "tls": None if entry.tls is None else ServerTls(entry.tls.certificate, entry.tls.key),
+    }
 
 
 @contextlib.contextmanager
@@ -238,8 +277,11 @@ def port_names(config: Config, listeners: tuple[Listener, ...]) -> PortNames:
     """What exposed ports are called: as configured, or under `localhost`, every name of which is this machine."""
     if config.ports.base_url is not None:
         return PortNames.of(config.ports.base_url)
-    tcp = [listener for listener in listeners if listener.label.startswith("tcp:")]
-    return PortNames.of(f"http://localhost:{tcp[0].label.rpartition(':')[2]}") if tcp else PortNames()
+    for listener in listeners:
+        if listener.label.startswith("tcp:") and listener.dialect is None:
+            scheme = "http" if listener.tls is None else "https"
+            return PortNames.of(f"{scheme}://localhost:{listener.label.rpartition(':')[2]}")
+    return PortNames()
 
 
 def install_init(config: Config) -> Path:

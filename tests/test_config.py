@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sandboxd.config import Config, find_asset, load_config
+from sandboxd.config import Config, ListenConfig, TlsConfig, find_asset, load_config
 from sandboxd.errors import StartupError
 
 
@@ -20,7 +20,7 @@ def written(directory: Path, text: str) -> Path:
 
 def test_without_a_file_there_are_defaults_that_fit_together() -> None:
     config = load_config(None, {})
-    assert config.listeners() == (f"unix:{config.runtime_dir}/sandboxd.sock",)
+    assert config.listeners() == (ListenConfig(address=f"unix:{config.runtime_dir}/sandboxd.sock"),)
     assert config.state_dir.is_absolute()
     assert config.sandbox.default_timeout is None
 
@@ -54,6 +54,11 @@ def test_paths_are_absolute_and_know_home(tmp_path: Path, monkeypatch: pytest.Mo
         ("[colors]\nred = 1", 1, "colors"),
         ("http = 5", 1, "http"),
         ("listen = ['a', 5]", 1, "listen.1"),
+        ("listen = [{address = 'tcp:x:1', color = 1}]", 1, "listen.0.color"),
+        ("listen = [{dialect = 'x'}]", 1, "listen.0.address"),
+        ("listen = [{address = 'tcp:x:1', tls = {key = '/x'}}]", 1, "listen.0.tls.certificate"),
+        ("listen = [{address = 'unix:/x', tls = {certificate = '/x', key = '/x'}}]", 1, "listen.0"),
+        ("\n[[listen]]\naddress = 'tcp:x:1'\ncolor = 1", 4, "listen.0.color"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, line: int, key: str) -> None:
@@ -96,3 +101,36 @@ def test_a_missing_asset_says_how_to_get_it() -> None:
     assert find_asset("seccomp/default.json").is_file()
     with pytest.raises(StartupError, match=r"^cannot find no/such/file under .*: run `make setup`"):
         find_asset("no/such/file")
+
+
+# -- listeners
+
+
+def addresses(text: str, tmp_path: Path) -> list[str]:
+    return [entry.address for entry in load_config(written(tmp_path, text), {}).listeners()]
+
+
+def test_the_default_socket_stands_beside_what_is_listed(tmp_path: Path) -> None:
+    default = addresses("", tmp_path)
+    assert addresses("listen = ['tcp:127.0.0.1:1']", tmp_path) == [*default, "tcp:127.0.0.1:1"]
+    assert addresses(f"listen = ['tcp:127.0.0.1:1', '{default[0]}']", tmp_path) == ["tcp:127.0.0.1:1", *default]
+    assert addresses("listen = ['tcp:127.0.0.1:1']\ndefault_socket = false", tmp_path) == ["tcp:127.0.0.1:1"]
+
+
+def test_a_daemon_that_listens_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cannot listen nowhere"):
+        load_config(written(tmp_path, "default_socket = false"), {})
+
+
+def test_a_listener_may_be_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = "{address = 'tcp:x:1', dialect = 'akira', tls = {certificate = 'c.pem', key = '/k.pem'}}"
+    _, listener = load_config(written(tmp_path, f"listen = [{entry}]"), {}).listeners()
+    assert listener == ListenConfig(
+        address="tcp:x:1", dialect="akira", tls=TlsConfig(certificate=tmp_path / "c.pem", key=Path("/k.pem"))
+    )
+
+
+def test_listeners_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "listen = ['tcp:x:1']"), {"listen": ("tcp:x:2",), "default_socket": False})
+    assert [entry.address for entry in config.listeners()] == ["tcp:x:2"]

@@ -31,10 +31,13 @@ def main() -> None:
 @click.option("--runtime-dir", type=_ABSOLUTE, help="Where sockets live.")
 @click.option("--image-dir", type=_ABSOLUTE, help="Where images live; several daemons may share it.")
 @click.option("--listen", multiple=True, help="unix:PATH or tcp:HOST:PORT; may be given several times.")
+@click.option("--no-default-socket", is_flag=True, help="Do not listen on the socket in the runtime directory too.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-def serve(config: Path | None, **options: Any) -> None:
+def serve(config: Path | None, no_default_socket: bool, **options: Any) -> None:
     """Run the daemon until SIGTERM. Sandboxes outlive it and are found again by the next one."""
     overrides = {name: value for name, value in options.items() if value not in (None, ())}
+    if no_default_socket:
+        overrides["default_socket"] = False
     try:
         loaded = load_config(config, overrides)
         set_up_logging(loaded)

@@ -29,6 +29,10 @@ _HINTS = {
 }
 
 
+DIALECTS = frozenset({"native", "akira"})
+"""the names by which a listener can be given to one dialect"""
+
+
 def build_app(service: Service) -> ASGIFramework:
     app = SandboxdApp("sandboxd")
     app.config["BODY_TIMEOUT"] = service.config.http.body_idle_timeout

@@ -1,10 +1,7 @@
-"""The client over https, as where a proxy that speaks TLS stands before the daemon."""
+"""The client over https, to a listener with a certificate."""
 
 import os
-import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -18,44 +15,27 @@ LIMIT = 60.0
 MIB = 1024 * 1024
 
 
-async def pass_on(source: Any, sink: Any) -> None:
-    try:
-        async for data in source:
-            await sink.send_all(data)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    await sink.aclose()
-
-
 @pytest.fixture
-async def proxy(root_daemon: Daemon) -> AsyncIterator[str]:
-    """Its address."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(CERTIFICATE)
-
-    async def serve(outside: Any) -> None:
-        inside = await trio.open_unix_socket(str(root_daemon.socket))
-        async with outside, inside, trio.open_nursery() as both:
-            both.start_soon(pass_on, outside, inside)
-            both.start_soon(pass_on, inside, outside)
-
-    plain = trio.socket.socket()
-    await plain.bind(("127.0.0.1", 0))
-    plain.listen()
-    listener: Any = trio.SSLListener(trio.SocketListener(plain), context, https_compatible=True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        yield f"https://localhost:{plain.getsockname()[1]}"
-        nursery.cancel_scope.cancel("the test is over")
+def secure(own_root_daemon: Daemon) -> str:
+    """The address of a daemon that speaks TLS itself."""
+    port = own_root_daemon.reserve_port()
+    pair = f"{{certificate = '{CERTIFICATE}', key = '{CERTIFICATE}'}}"
+    config = own_root_daemon.root / "tls.toml"
+    config.write_text(f"listen = [{{address = 'tcp:127.0.0.1:{port}', tls = {pair}}}]")
+    own_root_daemon.options = ("--config", str(config))
+    own_root_daemon.start()
+    return f"https://localhost:{port}"
 
 
 async def test_requests_streams_and_websockets_pass(
-    proxy: str, sandbox: str, monkeypatch: pytest.MonkeyPatch
+    secure: str, own_root_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    sandbox = own_root_daemon.create()
+    key = own_root_daemon.call("POST", "/v1/keys", {"name": "tls", "scopes": ["write"]}).json["key"]
     data = os.urandom(3 * MIB)
     with trio.fail_after(LIMIT):
-        async with Client(proxy) as client:
+        async with Client(secure, api_key=key) as client:
             assert (await client.health()).status == "ok"
             assert await client.upload(sandbox, "file", data) == len(data)
             assert await client.read_bytes(sandbox, "file") == data
@@ -68,7 +48,7 @@ async def test_requests_streams_and_websockets_pass(
                 await output_until(terminal, b"typed\r\ntyped\r\n")
 
 
-async def test_a_certificate_of_somebody_else_is_refused(proxy: str) -> None:
-    async with Client(proxy) as client:
+async def test_a_certificate_of_somebody_else_is_refused(secure: str) -> None:
+    async with Client(secure) as client:
         with pytest.raises(DaemonUnreachable, match=r"certificate verify failed"):
             await client.health()

@@ -10,13 +10,13 @@ import fcntl
 import grp
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.errors import StartupError
+from sandboxd.http.server.tls import ServerTls
 
 # The kernel's sun_path is 108 bytes with its final NUL.
 UNIX_PATH_BYTES = 107
@@ -57,7 +57,7 @@ class Listener:
 
     label: str
     socket: socket.socket
-    tls: ssl.SSLContext | None = None
+    tls: ServerTls | None = None
     dialect: str | None = None
 
 

@@ -186,7 +186,7 @@ class Server:
     def _transport(self, sock: trio.socket.SocketType, listener: Listener, peer: Peer) -> Transport:
         stream: Any = trio.SocketStream(sock)
         if listener.tls is not None:
-            stream = trio.SSLStream(stream, listener.tls, server_side=True, https_compatible=True)
+            stream = trio.SSLStream(stream, listener.tls.context, server_side=True, https_compatible=True)
         return Transport(
             stream,
             app=self._app,
