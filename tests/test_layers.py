@@ -13,7 +13,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sandboxd"
 LAYERS = ("__main__", "cli", "daemon", "hostcheck", "http", "service", "isolation", "store", "trees", "kernel")
 # The client speaks HTTP like anyone else's: it knows nothing of the daemon's inside, and only cli uses it.
 CLIENT = "client"
-VALUES = {"config", "crashpoints", "errors", "logs", "model", "paths", "recent_log", "task_tree", "threads"}
+VALUES = {
+    "config",
+    "constraints",
+    "crashpoints",
+    "errors",
+    "logs",
+    "model",
+    "paths",
+    "recent_log",
+    "task_tree",
+    "threads",
+}
 # What runs in small processes of its own must start fast and drag nothing along.
 STANDARD_LIBRARY_ONLY = {
     "kernel": (),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from sandboxd.config import Config
+from sandboxd.constraints import MAX_MAPPING_BYTES, mapping_bytes
 from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
 from sandboxd.service.access import quotas
@@ -218,6 +219,7 @@ class Service:
 
     def _admit(self, spec: SandboxSpec) -> None:
         """For Sandboxes.create: whether there is room. Raises: TooManyRequests, Unavailable, Unprocessable."""
+        _check_size(spec)
         sandboxes = self.sandboxes.all()
         quotas.check_all(self.config.sandbox, spec, sandboxes)
         key = None if spec.owner is None else self.keys.get(spec.owner)
@@ -244,6 +246,18 @@ class Service:
         if limit == "disk":
             return self.capabilities.disk_reason
         return self.capabilities.limits_reason or "no such device"
+
+
+def _check_size(spec: SandboxSpec) -> None:
+    """That a sandbox's record stays small, whatever it was put together from. Raises: Unprocessable."""
+    for name in ("env", "metadata"):
+        size = mapping_bytes(getattr(spec, name))
+        if size > MAX_MAPPING_BYTES:
+            raise Unprocessable(
+                f"cannot create the sandbox: its {name}, with that of its image or snapshot, has names and values of "
+                f"{size} bytes, and the most is {MAX_MAPPING_BYTES}; put more into a file",
+                kind="too_large",
+            )
 
 
 @contextlib.asynccontextmanager

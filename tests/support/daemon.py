@@ -269,9 +269,18 @@ class Daemon:
         return answer.json
 
     def views(self, query: str = "limit=1000") -> list[Any]:
-        answer = self.call("GET", f"/v1/sandboxes?{query}")
-        assert answer.status == 200, answer.data
-        return list(answer.json["sandboxes"])
+        return self._listed("sandboxes", query)
+
+    def _listed(self, what: str, query: str) -> list[Any]:
+        """All pages of a list."""
+        found: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            answer = self.call("GET", f"/v1/{what}?{query}&cursor={cursor}" if cursor else f"/v1/{what}?{query}")
+            assert answer.status == 200, answer.data
+            found += answer.json[what]
+            cursor = answer.json["next_cursor"]
+        return found
 
     def delete(self, sandbox: str) -> None:
         answer = self.call("DELETE", f"/v1/sandboxes/{sandbox}")
@@ -285,9 +294,7 @@ class Daemon:
             assert self.call("DELETE", f"/v1/snapshots/{snapshot['id']}").status in {200, 404}
 
     def snapshots(self, query: str = "limit=1000") -> list[Any]:
-        answer = self.call("GET", f"/v1/snapshots?{query}")
-        assert answer.status == 200, answer.data
-        return list(answer.json["snapshots"])
+        return self._listed("snapshots", query)
 
     def shell(self, sandbox: str, cmd: str, **body: Any) -> Any:
         """Run a command to its end; its result."""

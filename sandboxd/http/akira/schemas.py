@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from sandboxd.constraints import MAX_ENVIRONMENT, bounded_mapping
 from sandboxd.errors import InvalidRequest
 from sandboxd.model import CommandResult, CommandSpec, Sandbox, SandboxSpec, Snapshot
 from sandboxd.service.sandboxes.metrics import Metrics
@@ -29,7 +30,11 @@ def _without_nul(text: str) -> str:
 Text = Annotated[str, AfterValidator(_without_nul)]
 Path = Annotated[Text, StringConstraints(min_length=1, max_length=4095)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
-Env = Annotated[dict[EnvName, Annotated[Text, StringConstraints(max_length=131_000)]], Field(max_length=256)]
+Env = Annotated[
+    dict[EnvName, Annotated[Text, StringConstraints(max_length=131_000)]],
+    Field(max_length=MAX_ENVIRONMENT),
+    AfterValidator(bounded_mapping),
+]
 Seconds = Annotated[float, Field(gt=0, le=30 * DAY, allow_inf_nan=False)]
 Command = Annotated[Text, StringConstraints(min_length=1, max_length=131_071)]
 

@@ -11,17 +11,17 @@ import secrets
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 import trio
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TooLarge, Unavailable, Unprocessable
 from sandboxd.kernel.overlay import UPPER
-from sandboxd.model import EMPTY, Image, SandboxSpec, Snapshot
+from sandboxd.model import Image, Snapshot
+from sandboxd.service.snapshots.manifest import Manifest, manifest_of
 from sandboxd.service.storage.layers import Layers
 from sandboxd.service.storage.volume import opened
 from sandboxd.threads import open_process, run_in_thread
@@ -30,7 +30,6 @@ from sandboxd.trees.layerwriting import begin_archive
 from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge
 from sandboxd.trees.treeclone import OPAQUE
 
-_FORMAT: Final = 1
 _CHUNK: Final = 1 << 18
 _HEAD: Final = "head"
 _NAMES: Final = "names"
@@ -40,23 +39,8 @@ PACK: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Manifest:
-    format: int
-    spec: SandboxSpec
-    id_base: int
-    """what is to be taken off the owners in the archive"""
-    created_at: float
-    name: str | None = None
-    description: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
 class _Readable(Protocol):
     async def read(self, size: int, /) -> bytes: ...
-
-
-_MANIFEST = TypeAdapter(_Manifest)
 
 
 class SnapshotTransfer:
@@ -96,22 +80,14 @@ class SnapshotTransfer:
             tree = place
         else:
             place.mkdir(mode=0o700)
-        manifest = _Manifest(
-            format=_FORMAT,
-            spec=snapshot.spec,
-            id_base=self._id_base,
-            created_at=snapshot.created_at,
-            name=snapshot.name,
-            description=snapshot.description,
-            metadata=dict(snapshot.metadata),
-        )
-        text = _MANIFEST.dump_json(manifest, fallback=dict, warnings=False)
+        text = manifest_of(snapshot, id_base=self._id_base)
         with open(place / _HEAD, "xb") as head, open(place / _NAMES, "xb") as names, opened(tree / UPPER) as upper:
             begin_archive(upper, text, head=head, names=names)
         return tree
 
-    async def import_file(self, chunks: AsyncIterator[bytes], *, name: str | None) -> Snapshot:
-        """A snapshot of a file that arrives piece by piece. The name in the file is not taken over.
+    async def import_file(self, chunks: AsyncIterator[bytes], *, name: str | None, owner: str | None) -> Snapshot:
+        """A snapshot of a file that arrives piece by piece; it belongs to the key `owner`. The name in the file is
+        not taken over.
 
         Raises: InvalidRequest, TooLarge, Conflict, Unprocessable (its image is not here), Unavailable.
         """
@@ -119,7 +95,7 @@ class SnapshotTransfer:
         files = self._layers.files
         new = files.new()
         try:
-            manifest = await self._receive(chunks, new)
+            manifest, image = await self._receive(chunks, new)
             layer = await self._layers.seal(new, None, check=trio.from_thread.check_cancelled)
         except BaseException:
             files.abandon(new)
@@ -130,11 +106,11 @@ class SnapshotTransfer:
             snapshot = Snapshot(
                 id="n" + secrets.token_hex(10),
                 layer=layer.id,
-                spec=manifest.spec,
+                spec=manifest.sandbox_spec(image, owner=owner),
                 created_at=time.time(),
                 name=name,
                 description=manifest.description,
-                metadata=manifest.metadata or EMPTY,
+                metadata=manifest.metadata,
             )
             await self._layers.record(layers=[layer], snapshots=[snapshot])
         except BaseException:
@@ -144,9 +120,9 @@ class SnapshotTransfer:
         crash_point("import:confirmed")
         return snapshot
 
-    async def _receive(self, chunks: AsyncIterator[bytes], new: Path) -> _Manifest:
+    async def _receive(self, chunks: AsyncIterator[bytes], new: Path) -> tuple[Manifest, Image]:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        found: list[_Manifest] = []
+        found: list[tuple[Manifest, Image]] = []
 
         def unpack() -> None:
             with os.fdopen(read_end, "rb") as archive:
@@ -159,17 +135,17 @@ class SnapshotTransfer:
             nursery.cancel_scope.cancel("the file was read")
         return found[0]
 
-    def _unpack(self, archive: IO[bytes], new: Path) -> _Manifest:
+    def _unpack(self, archive: IO[bytes], new: Path) -> tuple[Manifest, Image]:
         self._layers.files.make(new)
         os.mkdir(new / UPPER, 0o755)
         root = os.open(new / UPPER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         opaque = f"{'user' if self._id_base else 'trusted'}.{OPAQUE}".encode()
-        found: list[_Manifest] = []
+        found: list[tuple[Manifest, Image]] = []
 
         def accept(raw: bytes) -> int:
             found.append(self._checked(raw))
             crash_point("import:unpacking")
-            return found[0].id_base
+            return found[0][0].id_base
 
         try:
             read_layer(archive, root, accept=accept, opaque=opaque, id_base=self._id_base)
@@ -179,18 +155,18 @@ class SnapshotTransfer:
             os.close(root)
         return found[0]
 
-    def _checked(self, raw: bytes) -> _Manifest:
+    def _checked(self, raw: bytes) -> tuple[Manifest, Image]:
         try:
-            manifest = _MANIFEST.validate_json(raw)
+            manifest = Manifest.model_validate_json(raw)
         except ValidationError as error:
-            raise InvalidRequest("cannot import the snapshot: its manifest is not one", kind="bad_archive") from error
-        if manifest.format != _FORMAT or manifest.id_base not in (0, 1):
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            field = ".".join(str(part)[:100] for part in problem["loc"]) or "it"
             raise InvalidRequest(
-                f"cannot import the snapshot: it is of format {manifest.format}, known is {_FORMAT}",
+                f"cannot import the snapshot: its manifest is not one of this daemon's: {field}: {problem['msg']}",
                 kind="bad_archive",
-            )
+            ) from error
         try:
-            self._find_image(manifest.spec.image)
+            return manifest, self._find_image(manifest.spec.image)
         except NotFound as error:
             raise Unprocessable(
                 f"cannot import the snapshot: it stands on the image {manifest.spec.image_name!r} with digest "
@@ -198,7 +174,6 @@ class SnapshotTransfer:
                 kind="image_missing",
                 image=manifest.spec.image,
             ) from error
-        return manifest
 
 
 @contextlib.asynccontextmanager

@@ -1,10 +1,11 @@
 """Sandboxes: create, list, get, delete, lifetime, metrics."""
 
-import bisect
 from collections.abc import Mapping
 
 from quart import request
 
+from sandboxd.constraints import mapping_bytes
+from sandboxd.http.kit.pages import page_of
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.sandboxes.schemas import Deleted, MetricsView, SandboxList, SandboxView
 from sandboxd.model import Sandbox
@@ -27,13 +28,12 @@ async def list_all(call: Call) -> SandboxList:
         for sandbox in call.service.sandboxes.all()
         if call.sees(sandbox) and _matches(sandbox, call.query.status, wanted)
     ]
-    keys = [cursor_of(sandbox) for sandbox in matching]
-    first = bisect.bisect_right(keys, call.query.cursor)
-    page = matching[first : first + call.query.limit]
-    more = first + len(page) < len(matching)
-    return SandboxList(
-        sandboxes=[_view(call, sandbox) for sandbox in page], next_cursor=cursor_of(page[-1]) if more else None
-    )
+    page, cursor = page_of(matching, key=cursor_of, size=_size, cursor=call.query.cursor, limit=call.query.limit)
+    return SandboxList(sandboxes=[_view(call, sandbox) for sandbox in page], next_cursor=cursor)
+
+
+def _size(sandbox: Sandbox) -> int:
+    return mapping_bytes(sandbox.spec.env) + mapping_bytes(sandbox.spec.metadata)
 
 
 def cursor_of(sandbox: Sandbox) -> str:

@@ -6,6 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from sandboxd.constraints import (
+    BandwidthLimit,
+    CpuLimit,
+    CpuWeight,
+    DiskLimit,
+    MemoryLimit,
+    ProcessLimit,
+    SwapLimit,
+)
 from sandboxd.http.native.fields import (
     DAY_MS,
     Env,
@@ -31,14 +40,14 @@ def _seconds(milliseconds: int | None) -> float | None:
 class LimitsModel(Request):
     """What the sandbox may use. A limit that this host cannot enforce is refused (see GET /v1/capabilities)."""
 
-    memory_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
-    swap_bytes: Annotated[int, Field(ge=0, le=2**50)] | None = None
-    pids: Annotated[int, Field(ge=8, le=4_194_304)] | None = None
-    cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
-    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    read_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
-    write_bps: Annotated[int, Field(ge=4096, le=2**50)] | None = None
-    disk_bytes: Annotated[int, Field(ge=1024 * 1024, le=2**50)] | None = None
+    memory_bytes: MemoryLimit | None = None
+    swap_bytes: SwapLimit | None = None
+    pids: ProcessLimit | None = None
+    cpus: CpuLimit | None = None
+    cpu_weight: CpuWeight | None = None
+    read_bps: BandwidthLimit | None = None
+    write_bps: BandwidthLimit | None = None
+    disk_bytes: DiskLimit | None = None
     """that it may write over what it stands on"""
 
     def to_domain(self) -> Limits:

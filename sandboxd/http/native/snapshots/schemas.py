@@ -5,13 +5,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, RootModel, StringConstraints
 
-from sandboxd.http.native.fields import DAY_MS, ErrorBody, Metadata, Name, Request, Response
+from sandboxd.http.native.fields import DAY_MS, Description, ErrorBody, Metadata, Name, Request, Response
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.model import CopyCost, Layer, Snapshot
 from sandboxd.service.snapshots.use import StorageUse
 
 MAX_CLONES = 100
-Description = Annotated[str, StringConstraints(max_length=4096)]
 
 
 class TakeSnapshot(Request):

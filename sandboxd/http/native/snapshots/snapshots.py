@@ -1,14 +1,15 @@
 """Snapshots, clones, restores, and what is on the disk."""
 
-import bisect
 from collections.abc import AsyncIterator
 from types import TracebackType
 
 from quart import request
 from quart.wrappers.response import ResponseBody
 
+from sandboxd.constraints import mapping_bytes
 from sandboxd.errors import SandboxdError
 from sandboxd.http.kit.auth import require_all
+from sandboxd.http.kit.pages import page_of
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.sandboxes.schemas import SandboxView
@@ -41,12 +42,12 @@ async def list_all(call: Call) -> SnapshotList:
         for each in call.service.snapshots.layers.snapshots()
         if call.sees(each) and wanted in (None, each.sandbox)
     ]
-    first = bisect.bisect_right([cursor_of(each) for each in found], call.query.cursor)
-    page = found[first : first + call.query.limit]
-    more = first + len(page) < len(found)
-    return SnapshotList(
-        snapshots=[_view(call, each) for each in page], next_cursor=cursor_of(page[-1]) if more else None
-    )
+    page, cursor = page_of(found, key=cursor_of, size=_size, cursor=call.query.cursor, limit=call.query.limit)
+    return SnapshotList(snapshots=[_view(call, each) for each in page], next_cursor=cursor)
+
+
+def _size(snapshot: Snapshot) -> int:
+    return mapping_bytes(snapshot.metadata) + len(snapshot.description)
 
 
 def cursor_of(snapshot: Snapshot) -> str:
@@ -69,7 +70,8 @@ async def export(call: Call, snapshot: str) -> TrioResponse:
 
 
 async def import_file(call: Call) -> SnapshotView:
-    return _view(call, await call.service.transfer.import_file(aiter(request.body), name=call.query.name))
+    chunks = aiter(request.body)
+    return _view(call, await call.service.transfer.import_file(chunks, name=call.query.name, owner=call.owner))
 
 
 class _Exported(ResponseBody):
