@@ -29,8 +29,13 @@ if "SANDBOXD_UML" not in os.environ:  # an import takes long in there, and no te
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let this run's daemons claim their host ids among themselves: others of this machine are not in their way."""
-    if not hasattr(config, "workerinput"):  # workers are started with the environment of the one that starts them
+    """Let this run have its own place for temporary files, and its daemons claim their host ids among themselves.
+
+    So others of this machine are not in their way.
+    """
+    is_worker = hasattr(config, "workerinput")
+    config.add_cleanup(census.make_temporary_directory("w-" if is_worker else "sandboxd-"))
+    if not is_worker:  # workers are started with the environment of the one that starts them
         registry = tempfile.mkdtemp(prefix="sandboxd-test-ids-")
         os.environ["SANDBOXD_ID_REGISTRY"] = registry
         config.add_cleanup(lambda: shutil.rmtree(registry))
@@ -55,9 +60,15 @@ SHARED = ["root_daemon", "rootless_daemon"]
 WHOSE = ["as root", "as an ordinary user"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_directories(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is mounted in a test's `tmp_path` is this run's."""
+    census.directories.add(str(tmp_path_factory.getbasetemp()))
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test may leave a process, mount, cgroup or descriptor."""
+    """No test may leave a process, mount, cgroup, descriptor or temporary file."""
     # What outlives the test has to be there before it: a shared daemon that the `daemon` fixture will ask for.
     if "daemon" in request.fixturenames:
         request.getfixturevalue(request.node.callspec.params["daemon"])
@@ -85,7 +96,7 @@ def user_image_dir(image_dir: Path) -> Path:
 
 def daemon_as_root(image_dir: Path) -> Daemon:
     """A daemon, not yet started, with the rights of whoever runs the tests."""
-    return Daemon(Path(tempfile.mkdtemp(prefix="sandboxd-test-")), image_dir)
+    return Daemon(Path(tempfile.mkdtemp(prefix="d-")), image_dir)
 
 
 def daemon_as_user(image_dir: Path) -> Daemon:

@@ -1,14 +1,26 @@
 """What exists on this machine that only this run of the tests makes: around each test, it must not have grown.
 
-Several runs, and a daemon in earnest, may share the machine, so everything is counted by whose it is: processes by a
-mark in their environment, which the daemon, its fork server and bwrap inherit; sandbox-init, which inherits nothing,
-by the id of a sandbox that we have seen; cgroups by the name of a daemon of ours.
+Several runs, a daemon in earnest and whatever else mounts things may share the machine, so everything is counted by
+whose it is:
+
+    processes     by a mark in their environment, which the daemon, its fork server and bwrap inherit; sandbox-init,
+                  which inherits nothing, by the id of a sandbox that we have seen
+    mounts        by the directories they show, lie on or are made of, which must be this run's (directories, below);
+                  and those that only sandboxd makes, which no host's mount namespace may ever hold
+    cgroups       by the name of a daemon of ours
+    descriptors   those of the test's own process
+    files         what lies in this process's directory for temporary files
+
+Each process of a run (pytest-xdist's workers) counts for itself: what the others make is not its own.
 """
 
 import os
+import re
+import shutil
+import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,11 +35,33 @@ cgroup_names: set[str] = {f"sandboxd-test-{os.getpid()}"}
 """cgroup directories that belong to this run; a daemon of the tests adds its own"""
 sandboxes: dict[str, str] = {}
 """ids of this run's sandboxes, with the directory of their daemon; every look at the processes adds those it sees"""
+directories: set[str] = set()
+"""absolute paths of what only this run writes to"""
+SOURCES = frozenset({"stage", "cover", "gate"})
+"""what sandboxd (kernel/overlay.py) and as_user.py name the file systems they mount, in namespaces of their own"""
 
 
 def mark_this_run() -> None:
     """Mark every process that this one starts from now on."""
     os.environ[RUN] = f"{os.getpid()}.{time.monotonic_ns()}"
+
+
+def make_temporary_directory(prefix: str) -> Callable[[], None]:
+    """Give this process and all that it starts a TMPDIR of their own; returns what removes it again.
+
+    Its name and those within are short, since the paths of daemons' sockets have room for 107 bytes.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path of failed tests stays
+    directory = tempfile.mkdtemp(prefix=prefix)
+    os.chmod(directory, 0o1777)  # daemons of an ordinary user write there too
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
+    directories.add(directory)
+
+    def remove() -> None:
+        if not any(our_mounts(Path("/proc/self/mountinfo").read_text())):  # or what is mounted there would go, too
+            shutil.rmtree(directory, ignore_errors=True)
+
+    return remove
 
 
 @dataclass(frozen=True)
@@ -46,6 +80,7 @@ class Census:
     mounts: Counter[str] = field(default_factory=Counter)
     cgroups: frozenset[str] = frozenset()
     descriptors: Counter[str] = field(default_factory=Counter)
+    files: frozenset[str] = frozenset()
 
     def grown_since(self, before: "Census") -> dict[str, list[str]]:
         """What is here now and was not then, by kind; empty if nothing is."""
@@ -54,6 +89,7 @@ class Census:
             "mounts": sorted((self.mounts - before.mounts).elements()),
             "cgroups": sorted(self.cgroups - before.cgroups),
             "descriptors": sorted((self.descriptors - before.descriptors).elements()),
+            "files": sorted(self.files - before.files),
         }
         return {kind: found for kind, found in grown.items() if found}
 
@@ -64,9 +100,10 @@ def take() -> Census:
     slots = waiting(found)
     return Census(
         processes=frozenset(process for process in found if process.sandbox not in slots),
-        mounts=Counter(_mounts()),
+        mounts=Counter(our_mounts(Path("/proc/self/mountinfo").read_text())),
         cgroups=frozenset(path for path in _cgroups() if os.path.basename(path) not in slots),
         descriptors=descriptors("self"),
+        files=frozenset(os.listdir(tempfile.gettempdir())) if tempfile.gettempdir() in directories else frozenset(),
     )
 
 
@@ -141,9 +178,34 @@ def _sandbox(words: bytes) -> str | None:
     return rest.partition(b"\0")[0].decode(errors="replace") if found else None
 
 
-def _mounts() -> Iterator[str]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        yield " ".join(line.split()[3:5])
+def our_mounts(mountinfo: str) -> Iterator[str]:
+    """Root and mount point of those in a mountinfo (proc_pid_mountinfo(5)) that this run has made."""
+    shown = {_within_its_file_system(directory) for directory in directories}
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, point = (_plain(word) for word in fields.split()[3:5])
+        _, source, options = (_plain(word) for word in rest.split(" ", 2))
+        # An overlay names its layers among its options.
+        named = (point, source, *re.split("[,=:]", options))
+        if source in SOURCES or _any_within(named, directories) or _any_within([root], shown):
+            yield f"{root} {point}"
+
+
+def _any_within(paths: Iterable[str], places: Iterable[str]) -> bool:
+    return any(f"{path}/".startswith(f"{place}/") for path in paths for place in places)
+
+
+def _plain(word: str) -> str:
+    """As it was before mountinfo escaped blanks and backslashes in it."""
+    for escaped, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        word = word.replace(escaped, plain)
+    return word
+
+
+def _within_its_file_system(directory: str) -> str:
+    """The path by which a mount of a part of its file system has it as its root."""
+    above = next(path for path in (directory, *map(str, Path(directory).parents)) if os.path.ismount(path))
+    return "/" + os.path.relpath(directory, above)
 
 
 def _cgroups() -> Iterator[str]:

@@ -89,6 +89,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         census.cgroup_names.add(self.cgroup_name)
+        census.directories.add(str(self.root))
 
     @property
     def state(self) -> Path:
