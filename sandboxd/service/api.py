@@ -11,7 +11,7 @@ import trio
 from sandboxd.config import Config
 from sandboxd.constraints import MAX_MAPPING_BYTES, mapping_bytes
 from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
-from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec
+from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec, Snapshot
 from sandboxd.service.access import quotas
 from sandboxd.service.access.keys import Keys
 from sandboxd.service.code.interpreter import Code
@@ -21,7 +21,7 @@ from sandboxd.service.commands.terminals import Terminals
 from sandboxd.service.events import EventLog
 from sandboxd.service.images.store import ImageStore
 from sandboxd.service.ports import PortNames, Ports
-from sandboxd.service.sandboxes.entry import Host
+from sandboxd.service.sandboxes.entry import Entry, Host
 from sandboxd.service.sandboxes.metrics import MetricsReader
 from sandboxd.service.sandboxes.oom import OomWatch
 from sandboxd.service.sandboxes.registry import Sandboxes
@@ -132,15 +132,14 @@ class Service:
             self.code.prestart(self.sandboxes.entry(sandbox.id), image)
         return sandbox
 
-    async def create_from(self, snapshot: str, spec: SandboxSpec, *, owner: str | None) -> Sandbox:
+    async def create_from(self, snapshot: Snapshot, spec: SandboxSpec, *, owner: str | None) -> Sandbox:
         """A sandbox that begins with a snapshot's files; what is left open is as in the sandbox it was taken of.
 
         Raises: NotFound, and as create.
         """
-        found = self.snapshots.layers.snapshot(snapshot)
         if spec.image_name:
             raise InvalidRequest("cannot create a sandbox of both an image and a snapshot: leave one of them out")
-        source = found.spec
+        source = snapshot.spec
         limits = self._enforceable(spec.limits)
         limits = self._with_shares(limits if limits.named() else source.limits, owner)
         filled = replace(
@@ -154,10 +153,10 @@ class Service:
             env={**source.env, **spec.env},
             timeout=self._lifetime(spec.timeout),
         )
-        return await self.snapshots.create(found, filled)
+        return await self.snapshots.create(snapshot, filled)
 
     async def clone(
-        self, sandbox: str, *, count: int, name: str | None, lifetime: float | None, owner: str | None
+        self, entry: Entry, *, count: int, name: str | None, lifetime: float | None, owner: str | None
     ) -> Clones:
         """See Snapshots.clone. Several clones of one name have a number behind it."""
         self.check_lifetime(lifetime)
@@ -169,7 +168,7 @@ class Service:
             wish = replace(source, timeout=seconds, limits=limits, owner=owner)
             return tuple(replace(wish, name=each) for each in names)
 
-        return await self.snapshots.clone(sandbox, specs=specs)
+        return await self.snapshots.clone(entry, specs=specs)
 
     async def storage_use(self) -> StorageUse:
         """Takes as long as looking at every file does."""
@@ -187,17 +186,9 @@ class Service:
             self._pinned.discard(digest)
         await run_in_thread(lambda: self.images.remove(name, in_use=used.__contains__))
 
-    @contextlib.asynccontextmanager
-    async def command(self, sandbox: str, spec: CommandSpec) -> AsyncIterator[attached.RunningCommand]:
-        """See attached.attached_command."""
-        entry = self.sandboxes.entry(sandbox)
-        async with attached.attached_command(entry, spec) as command:
-            yield command
-
-    async def run(self, sandbox: str, spec: CommandSpec, *, stdin: bytes, max_output: int | None) -> CommandResult:
+    async def run(self, entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int | None) -> CommandResult:
         """See attached.run_to_end."""
         most = self.config.sandbox.max_output_bytes
-        entry = self.sandboxes.entry(sandbox)
         kept = most if max_output is None else min(max_output, most)
         return await attached.run_to_end(entry, spec, stdin=stdin, max_output=kept)
 

@@ -30,13 +30,13 @@ class Holder:
         answer = daemon.call("POST", "/v1/keys", {"name": "holder", **terms})
         assert answer.status == 201, answer.data
         self.id = str(answer.json["id"])
-        self._secret = str(answer.json["key"])
-        self._port = port
+        self.secret = str(answer.json["key"])
+        self.port = port
 
     def call(self, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> Answer:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             content = data if data is not None else None if body is None else json.dumps(body)
-            connection.request(method, path, content, {"authorization": f"Bearer {self._secret}"})
+            connection.request(method, path, content, {"authorization": f"Bearer {self.secret}"})
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read())
 

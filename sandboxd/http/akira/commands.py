@@ -16,23 +16,24 @@ from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandExited, OutputChunk, StreamName
+from sandboxd.service.commands.attached import attached_command
 
 
-async def execute(call: Call, sandbox: str) -> Executed:
-    return Executed.of(await call.service.run(sandbox, call.body.to_domain(), stdin=b"", max_output=None))
+async def execute(call: Call) -> Executed:
+    return Executed.of(await call.service.run(call.entry, call.body.to_domain(), stdin=b"", max_output=None))
 
 
-async def execute_async(call: Call, sandbox: str) -> TrioResponse:
-    await call.service.sandboxes.entry(sandbox).ready()
-    return sse_response(_stream(call, sandbox))
+async def execute_async(call: Call) -> TrioResponse:
+    await call.entry.ready()
+    return sse_response(_stream(call))
 
 
 @trio.as_safe_channel
-async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, None]:
+async def _stream(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
     text = _Text()
     try:
         with ungrouped():
-            async with call.service.command(sandbox, call.body.to_domain()) as command:
+            async with attached_command(call.entry, call.body.to_domain()) as command:
                 while command.exited is None:
                     event = await command.receive()
                     if isinstance(event, OutputChunk):

@@ -17,11 +17,12 @@ from sandboxd.service.files.operations import Files
 _AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
 
 
-async def upload(call: Call, sandbox: str) -> Uploaded:
-    files = Files(call.service.sandboxes.entry(sandbox))
+async def upload(call: Call) -> Uploaded:
+    files = Files(call.entry)
     if call.query.path is not None:
         return await _write(files, call.query.path, aiter(request.body))
     body = validate_message(Upload, await read_body(limit=call.service.config.http.max_body_bytes))
+    call.check_again()
     return await _write(files, body.path, _one(body.data()))
 
 
@@ -34,8 +35,8 @@ async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def download(call: Call, sandbox: str) -> TrioResponse:
-    files = Files(call.service.sandboxes.entry(sandbox))
+async def download(call: Call) -> TrioResponse:
+    files = Files(call.entry)
     path = call.query.path.encode("utf-8", "surrogateescape")
     found = await files.stat(path)
     if found.kind != "file":

@@ -8,6 +8,7 @@ from sandboxd.errors import NotFound, ungrouped
 from sandboxd.http.akira.schemas import AllDeleted, Deleted, SandboxList, SandboxView, StatusView
 from sandboxd.http.kit.routes import Call
 from sandboxd.model import SandboxState
+from sandboxd.service.sandboxes.entry import Entry
 
 # "List running sandboxes": whose processes exist.
 ALIVE = frozenset({SandboxState.RUNNING, SandboxState.PAUSING, SandboxState.PAUSED, SandboxState.RESUMING})
@@ -25,34 +26,27 @@ async def list_running(call: Call) -> SandboxList:
     return SandboxList(sandboxes=[SandboxView.of(sandbox) for sandbox in alive])
 
 
-async def delete(call: Call, sandbox: str) -> Deleted:
-    number = call.service.sandboxes.entry(sandbox).sandbox.id
-    await _delete(call, number)
-    return Deleted(id=number)
+async def delete(call: Call) -> Deleted:
+    await call.service.sandboxes.delete(call.entry)
+    return Deleted(id=call.entry.sandbox.id)
 
 
 async def delete_all(call: Call) -> AllDeleted:
     """All that the caller sees now. One that somebody else deletes meanwhile is as good."""
     limit = trio.CapacityLimiter(DELETES_AT_ONCE)
-    numbers = [sandbox.id for sandbox in call.service.sandboxes.all() if call.sees(sandbox)]
+    entries = [entry for entry in call.service.sandboxes.entries() if call.sees(entry.sandbox)]
 
-    async def work(number: str) -> None:
+    async def delete_one(entry: Entry) -> None:
         async with limit:
             with contextlib.suppress(NotFound):
-                await _delete(call, number)
+                await call.service.sandboxes.delete(entry)
 
     with ungrouped():
         async with trio.open_nursery() as nursery:
-            for number in numbers:
-                nursery.start_soon(work, number)
-    return AllDeleted(deleted=numbers)
+            for entry in entries:
+                nursery.start_soon(delete_one, entry)
+    return AllDeleted(deleted=[entry.sandbox.id for entry in entries])
 
 
-async def _delete(call: Call, number: str) -> None:
-    await call.service.sandboxes.delete(number)
-    call.service.metrics.forget(number)
-
-
-async def status(call: Call, sandbox: str) -> StatusView:
-    entry = call.service.sandboxes.entry(sandbox)
-    return StatusView.of(entry.sandbox, await call.service.metrics.read(entry))
+async def status(call: Call) -> StatusView:
+    return StatusView.of(call.entry.sandbox, await call.service.metrics.read(call.entry))

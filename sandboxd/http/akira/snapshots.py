@@ -7,9 +7,11 @@ from sandboxd.http.kit.routes import Call, render
 from sandboxd.model import Sandbox, SandboxSpec
 
 
-async def take(call: Call, sandbox: str) -> SnapshotView:
+async def take(call: Call) -> SnapshotView:
     body = call.body
-    snapshot = await call.service.snapshots.take(sandbox, name=body.name, description=body.description, metadata=None)
+    snapshot = await call.service.snapshots.take(
+        call.entry, name=body.name, description=body.description, metadata=None
+    )
     return SnapshotView.of(snapshot)
 
 
@@ -19,22 +21,23 @@ async def list_all(call: Call) -> SnapshotList:
     )
 
 
-async def delete(call: Call, snapshot: str) -> Deleted:
-    return Deleted(id=(await call.service.snapshots.delete(snapshot)).id)
+async def delete(call: Call) -> Deleted:
+    await call.service.snapshots.delete(call.snapshot)
+    return Deleted(id=call.snapshot.id)
 
 
-async def clone(call: Call, sandbox: str) -> SandboxView:
-    clones = await call.service.clone(sandbox, count=1, name=None, lifetime=None, owner=call.owner)
+async def clone(call: Call) -> SandboxView:
+    clones = await call.service.clone(call.entry, count=1, name=None, lifetime=None, owner=call.owner)
     (made,) = clones.outcomes
     if isinstance(made, Sandbox):
         return SandboxView.of(made)
     raise made
 
 
-async def restore(call: Call, snapshot: str) -> SandboxView | Response:
+async def restore(call: Call) -> SandboxView | Response:
     """Into a new sandbox (201), or the one named, in place (200)."""
     if call.body.sandbox_id is None:
         spec = SandboxSpec(image="", image_name="")
-        return SandboxView.of(await call.service.create_from(snapshot, spec, owner=call.owner))
-    call.require_own(sandbox=call.body.sandbox_id)
-    return render(SandboxView.of(await call.service.snapshots.restore(call.body.sandbox_id, snapshot)))
+        return SandboxView.of(await call.service.create_from(call.snapshot, spec, owner=call.owner))
+    entry = call.find_sandbox(call.body.sandbox_id)
+    return render(SandboxView.of(await call.service.snapshots.restore(entry, call.snapshot)))

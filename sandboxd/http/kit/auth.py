@@ -5,16 +5,17 @@ every request carries a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`;
 includes `write`, which includes `read`.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from quart import request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 
 from sandboxd.errors import Forbidden, NotFound, Unauthenticated
 from sandboxd.http.server.peer import Peer, peer_of
-from sandboxd.model import ApiKey, Scope
+from sandboxd.model import ApiKey, Scope, Snapshot
 from sandboxd.service.access.keys import Keys
 from sandboxd.service.api import Service
+from sandboxd.service.sandboxes.entry import Entry
 
 _INCLUDES = {
     Scope.READ: frozenset({Scope.READ, Scope.WRITE, Scope.ADMIN}),
@@ -65,19 +66,47 @@ def sees(caller: ApiKey | None, owner: str | None) -> bool:
     return caller is None or not caller.own or Scope.ADMIN in caller.scopes or owner == caller.id
 
 
-def require_own(service: Service, caller: ApiKey | None, parameters: Mapping[str, str]) -> None:
-    """That a path names nothing that is another's: to a key with `own` it does not exist. Raises: NotFound."""
-    if sees(caller, None):
-        return
-    if (sandbox := parameters.get("sandbox")) is not None:
-        owner = service.sandboxes.entry(sandbox).sandbox.spec.owner
-    elif (snapshot := parameters.get("snapshot")) is not None:
-        owner = service.snapshots.layers.snapshot(snapshot).spec.owner
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a path names, looked up once: from here on the thing itself is used, and never again its name."""
+
+    entry: Entry | None = None
+    snapshot: Snapshot | None = None
+
+
+def find(service: Service, caller: ApiKey | None, parameters: dict[str, str]) -> Found:
+    """Take `sandbox` and `snapshot` out of a path's parameters, and find what they name. Raises: NotFound."""
+    sandbox, snapshot = parameters.pop("sandbox", None), parameters.pop("snapshot", None)
+    return Found(
+        entry=None if sandbox is None else find_sandbox(service, caller, sandbox),
+        snapshot=None if snapshot is None else find_snapshot(service, caller, snapshot),
+    )
+
+
+def find_sandbox(service: Service, caller: ApiKey | None, name: str) -> Entry:
+    """By id or by name, among those that the caller sees. Raises: NotFound."""
+    try:
+        entry = service.sandboxes.entry(name)
+    except NotFound:
+        if sees(caller, None):
+            raise
     else:
-        return
-    if not sees(caller, owner):
-        name = sandbox or snapshot
-        raise NotFound(f"cannot find {name!r} among what this key has created", sandbox=name)
+        if sees(caller, entry.sandbox.spec.owner):
+            return entry
+    raise NotFound(f"cannot find sandbox {name!r} among what this key has created", sandbox=name)
+
+
+def find_snapshot(service: Service, caller: ApiKey | None, name: str) -> Snapshot:
+    """By id or by name, among those that the caller sees. Raises: NotFound."""
+    try:
+        snapshot = service.snapshots.layers.snapshot(name)
+    except NotFound:
+        if sees(caller, None):
+            raise
+    else:
+        if sees(caller, snapshot.spec.owner):
+            return snapshot
+    raise NotFound(f"cannot find snapshot {name!r} among what this key has created", snapshot=name)
 
 
 def require_all(caller: ApiKey | None) -> None:

@@ -17,6 +17,7 @@ from sandboxd.http.kit import auth
 from sandboxd.http.server.connection import SandboxdApp, read_body
 from sandboxd.model import ApiKey, Sandbox, Scope, Snapshot
 from sandboxd.service.api import Service
+from sandboxd.service.sandboxes.entry import Entry
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,22 +31,53 @@ class Call:
     """A checked request, as a handler gets it. Path parameters come as keyword arguments beside it."""
 
     service: Service
-    caller: ApiKey | None = None
+    caller: ApiKey | None
     """the key that was used; None for an administrator on the Unix socket"""
+    found: auth.Found
+    """what the path names"""
     body: Any = None
     query: Any = None
+
+    @property
+    def entry(self) -> Entry:
+        """The sandbox that the path names, found when the call was authorised; it may have been deleted since."""
+        assert self.found.entry is not None, "the route's path names no sandbox"
+        return self.found.entry
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot that the path names, found when the call was authorised; it may have been deleted since."""
+        assert self.found.snapshot is not None, "the route's path names no snapshot"
+        return self.found.snapshot
 
     @property
     def owner(self) -> str | None:
         """Whose what is created now is."""
         return None if self.caller is None else self.caller.id
 
-    def require_own(self, **named: str) -> None:
-        """Of a `sandbox` or `snapshot` that the body names; what the path names is checked already."""
-        auth.require_own(self.service, self.caller, named)
+    def find_sandbox(self, name: str) -> Entry:
+        """The sandbox that a body or a query names, by id or name. Raises: NotFound, for another's too."""
+        return auth.find_sandbox(self.service, self.caller, name)
+
+    def find_snapshot(self, name: str) -> Snapshot:
+        """As find_sandbox(), for snapshots."""
+        return auth.find_snapshot(self.service, self.caller, name)
+
+    def check_again(self) -> None:
+        """Once a client has been waited for: that what the path names is here still. Raises: NotFound."""
+        if self.found.entry is not None:
+            self.service.sandboxes.check_present(self.found.entry)
+        if self.found.snapshot is not None:
+            self.service.snapshots.layers.check_present(self.found.snapshot)
 
     def sees(self, of: Sandbox | Snapshot) -> bool:
+        """Whether this is there for the caller, or another's."""
         return auth.sees(self.caller, of.spec.owner)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the caller sees what others have created."""
+        return auth.sees(self.caller, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +127,11 @@ def _explained(view: Handler, explain: Explain) -> Handler:
 def _view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> Response:
         caller = auth.authorize_request(service.keys, route.scope)
-        auth.require_own(service, caller, parameters)
-        call = Call(service=service, caller=caller, query=_query(route), body=await _body(route, service))
+        found = auth.find(service, caller, parameters)
+        call = Call(
+            service=service, caller=caller, query=_query(route), body=await _body(route, service), found=found
+        )
+        call.check_again()
         answer = await route.handler(call, **parameters)
         return render(answer, route.status) if isinstance(answer, BaseModel) else answer
 
@@ -106,8 +141,8 @@ def _view(route: Route, service: Service) -> Handler:
 def _websocket_view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> None:
         caller = auth.authorize_websocket(service.keys, route.scope)
-        auth.require_own(service, caller, parameters)
-        await route.handler(Call(service=service, caller=caller), **parameters)
+        found = auth.find(service, caller, parameters)
+        await route.handler(Call(service=service, caller=caller, found=found), **parameters)
 
     return view
 

@@ -6,12 +6,13 @@ pass parsed messages with checked headers (`headers.py`), never bytes, so that n
 past the other. Bodies are passed on piece by piece, each side waiting for the other.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
-from sandboxd.http.kit.auth import authorize, bearer_token, require_own
+from sandboxd.http.kit.auth import authorize, bearer_token, find_sandbox
 from sandboxd.http.proxy.exchange import ProxyExchange
 from sandboxd.http.proxy.forwarding import Receive, Send
 from sandboxd.http.proxy.headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
@@ -20,6 +21,7 @@ from sandboxd.http.proxy.upstream import UpstreamPool
 from sandboxd.http.proxy.websocket import ProxyWebsocket
 from sandboxd.http.server.peer import peer_of
 from sandboxd.http.server.stack import ASGIFramework
+from sandboxd.model import ApiKey
 from sandboxd.model import Scope as KeyScope
 from sandboxd.service.api import Service
 from sandboxd.service.ports import check_port, opens
@@ -80,14 +82,12 @@ class PortProxy:
         A stranger is told the same whether the sandbox or the exposure is missing.
         """
         check_port(wanted.port)
-        try:
-            entry = self._service.sandboxes.entry(wanted.sandbox)
-        except NotFound:
-            self._authorize(wanted, scope)
-            raise
-        if wanted.prefix is not None or not self._is_open(wanted, entry, scope):
-            self._authorize(wanted, scope)
-        return entry
+        if wanted.prefix is None:
+            with contextlib.suppress(NotFound):
+                entry = self._service.sandboxes.entry(wanted.sandbox)
+                if self._is_open(wanted, entry, scope):
+                    return entry
+        return find_sandbox(self._service, self._authorize(wanted, scope), wanted.sandbox)
 
     def _is_open(self, wanted: PortRequest, entry: Entry, scope: Scope) -> bool:
         exposure = self._service.ports.exposure(entry, wanted.port)
@@ -95,15 +95,14 @@ class PortProxy:
             return False
         return exposure.token_hash is None or any(opens(exposure, token) for token in _tokens(wanted, scope))
 
-    def _authorize(self, wanted: PortRequest, scope: Scope) -> None:
+    def _authorize(self, wanted: PortRequest, scope: Scope) -> ApiKey | None:
         headers = scope["headers"]
         bearer = bearer_token((first(headers, b"authorization") or b"").decode("latin-1"))
         plain = (first(headers, b"x-api-key") or b"").decode("latin-1") or None
         # Either may be the program's own affair; the one that is a key of ours counts.
         secret = next((given for given in (bearer, plain) if given and self._is_key(given)), None)
         try:
-            caller = authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
-            require_own(self._service, caller, {"sandbox": wanted.sandbox})
+            return authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
         except Unauthenticated:
             raise Unauthenticated(
                 f"cannot reach port {wanted.port} of {wanted.sandbox!r} without a key of the scope write"

@@ -6,6 +6,7 @@ The units do not depend on the host: percent of one processor, bytes, processes.
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import psutil
 
@@ -46,7 +47,7 @@ class MetricsReader:
     """Remembers the last processor time of each sandbox, so that the next answer is about now."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, float]] = {}
+        self._last: WeakKeyDictionary[Entry, tuple[float, float]] = WeakKeyDictionary()
 
     async def read(self, entry: Entry) -> Metrics:
         """Of a paused one too. Raises: Conflict when it has no machine."""
@@ -63,7 +64,7 @@ class MetricsReader:
             memory = statistics.memory_working_set or statistics.memory_current
         return Metrics(
             uptime=now - started,
-            cpu_percent=self._cpu_percent(entry.sandbox.id, now, cpu, started),
+            cpu_percent=self._cpu_percent(entry, now, cpu, started),
             memory=memory,
             memory_percent=100 * memory / (limits.memory or psutil.virtual_memory().total),
             pids=statistics.pids_current if statistics and statistics.pids_current is not None else totals.count,
@@ -73,12 +74,9 @@ class MetricsReader:
             cgroup=statistics,
         )
 
-    def forget(self, sandbox: str) -> None:
-        self._last.pop(sandbox, None)
-
-    def _cpu_percent(self, sandbox: str, now: float, cpu: float, started: float) -> float | None:
-        then, before = self._last.get(sandbox, (started, 0.0))
-        self._last[sandbox] = (now, cpu)
+    def _cpu_percent(self, entry: Entry, now: float, cpu: float, started: float) -> float | None:
+        then, before = self._last.get(entry, (started, 0.0))
+        self._last[entry] = (now, cpu)
         return 100 * max(0.0, cpu - before) / (now - then) if now > then else None
 
 

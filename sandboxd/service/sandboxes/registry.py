@@ -25,7 +25,7 @@ from sandboxd.isolation.plan import Slot
 from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.events import EventLog, new_event
-from sandboxd.service.names import check_not_reserved
+from sandboxd.service.names import check_name
 from sandboxd.service.sandboxes.entry import Entry, Host
 from sandboxd.service.sandboxes.expiry import Expiry, anchored, deadline_after, is_later, next_expiry, now
 from sandboxd.service.sandboxes.journal import Journal
@@ -98,6 +98,12 @@ class Sandboxes:
             raise NotFound(f"cannot find sandbox {sandbox!r}: it does not exist, or was deleted", sandbox=sandbox)
         return found
 
+    def check_present(self, entry: Entry) -> None:
+        """That the sandbox is here still: not what has its name by now. Raises: NotFound."""
+        sandbox = entry.sandbox
+        if self._entries.get(sandbox.id) is not entry:
+            raise NotFound(f"cannot find sandbox {sandbox.id!r} any more: it was deleted", sandbox=sandbox.id)
+
     def all(self) -> list[Sandbox]:
         """All of them, oldest first."""
         return [entry.sandbox for entry in self._entries.values()]
@@ -118,7 +124,7 @@ class Sandboxes:
         Raises: Conflict, Unavailable, Unprocessable, LaunchFailed.
         """
         self.admit(spec)
-        check_not_reserved(spec.name)
+        check_name(spec.name)
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
         slot = self._slots.take()
@@ -313,9 +319,9 @@ class Sandboxes:
 
     # -- changing -------------------------------------------------------------------------------------------------
 
-    async def delete(self, sandbox: str) -> None:
+    async def delete(self, entry: Entry) -> None:
         """Returns when nothing of it is left but files on their way out. Raises: NotFound, SandboxLost."""
-        entry = self.entry(sandbox)
+        self.check_present(entry)
         entry.ask_to_delete()
         await entry.settled.wait()
         if entry.failure is not None:
@@ -323,17 +329,17 @@ class Sandboxes:
 
     async def set_lifetime(
         self,
-        sandbox: str,
+        entry: Entry,
         seconds: float | None,
         *,
         on_timeout: ExpiryAction | None = None,
         only_extend: bool = False,
     ) -> Sandbox:
-        """Let it end `seconds` from now (None: never), and then have that done. Raises: NotFound, Conflict.
+        """Let it end `seconds` from now (None: never), and then have that done. Raises: Conflict.
 
         `only_extend`: unless it would end later anyway.
         """
-        entry, instant = self.entry(sandbox), now()
+        instant = now()
         entry.require_recorded("set the lifetime of")
         spec, deadline = entry.sandbox.spec, None if seconds is None else deadline_after(seconds, instant)
         if only_extend and not is_later(deadline, entry.sandbox.deadline, instant):
@@ -343,36 +349,34 @@ class Sandboxes:
         entry.wake()
         return entry.sandbox
 
-    async def set_idle_timeout(self, sandbox: str, seconds: float | None) -> Sandbox:
-        """Let it be idle for so long at most, from now (None: for ever). Raises: NotFound, Conflict."""
-        entry = self.entry(sandbox)
+    async def set_idle_timeout(self, entry: Entry, seconds: float | None) -> Sandbox:
+        """Let it be idle for so long at most, from now (None: for ever). Raises: Conflict."""
         entry.require_recorded("set the idle timeout of")
         await self._journal.record(entry, spec=replace(entry.sandbox.spec, idle_timeout=seconds))
         entry.touch()
         return entry.sandbox
 
-    def touch(self, sandbox: str) -> Sandbox:
-        """It counts as used now. Raises: NotFound, Conflict when it does not run."""
-        entry = self.entry(sandbox)
+    def touch(self, entry: Entry) -> Sandbox:
+        """It counts as used now. Raises: Conflict when it does not run."""
         entry.require_running()
         entry.touch()
         return entry.sandbox
 
-    async def pause(self, sandbox: str) -> Sandbox:
-        """See Lifecycle.pause. Raises also: NotFound."""
-        return await self.carry_out(self.entry(sandbox), "pause", self.lifecycle.pause)
+    async def pause(self, entry: Entry) -> Sandbox:
+        """See Lifecycle.pause."""
+        return await self.carry_out(entry, "pause", self.lifecycle.pause)
 
-    async def resume(self, sandbox: str) -> Sandbox:
-        """See Lifecycle.resume. Raises also: NotFound."""
-        return await self.carry_out(self.entry(sandbox), "resume", self.lifecycle.resume)
+    async def resume(self, entry: Entry) -> Sandbox:
+        """See Lifecycle.resume."""
+        return await self.carry_out(entry, "resume", self.lifecycle.resume)
 
-    async def stop(self, sandbox: str, *, grace: float) -> Sandbox:
-        """See Lifecycle.stop. Raises also: NotFound."""
-        return await self.carry_out(self.entry(sandbox), "stop", partial(self.lifecycle.stop, grace=grace))
+    async def stop(self, entry: Entry, *, grace: float) -> Sandbox:
+        """See Lifecycle.stop."""
+        return await self.carry_out(entry, "stop", partial(self.lifecycle.stop, grace=grace))
 
-    async def start(self, sandbox: str) -> Sandbox:
-        """See Lifecycle.start. Raises also: NotFound."""
-        return await self.carry_out(self.entry(sandbox), "start", self.lifecycle.start)
+    async def start(self, entry: Entry) -> Sandbox:
+        """See Lifecycle.start."""
+        return await self.carry_out(entry, "start", self.lifecycle.start)
 
     async def _revive(self, entry: Entry) -> None:
         """Entry.revive: after whatever is under way, have it run."""

@@ -64,14 +64,13 @@ class Snapshots:
 
     async def take(
         self,
-        sandbox: str,
+        entry: Entry,
         *,
         name: str | None = None,
         description: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> Snapshot:
         """A snapshot of what the sandbox has on its disk now."""
-        entry = self._sandboxes.entry(sandbox)
         self.layers.check_name(name)
         taken: list[Snapshot] = []
 
@@ -168,14 +167,14 @@ class Snapshots:
 
     async def create(self, snapshot: Snapshot, spec: SandboxSpec) -> Sandbox:
         """A sandbox that begins with the snapshot's files; `spec` is complete. Raises as Sandboxes.create."""
+        self.layers.check_present(snapshot)
         with self.layers.held(snapshot.layer):
             image = self._find_image(snapshot.spec.image)
             self.layers.trees(snapshot.layer)
             return await self._sandboxes.create(spec, image, layer=snapshot.layer, snapshot=snapshot.id)
 
-    async def clone(self, sandbox: str, *, specs: Callable[[SandboxSpec], tuple[SandboxSpec, ...]]) -> Clones:
+    async def clone(self, entry: Entry, *, specs: Callable[[SandboxSpec], tuple[SandboxSpec, ...]]) -> Clones:
         """Sandboxes that begin with the files this one has now, one for each spec made of its own."""
-        entry = self._sandboxes.entry(sandbox)
         async with contextlib.AsyncExitStack() as stack:
             async with entry.operation("clone", beside_use=True):
                 sealed = await stack.enter_async_context(self._sealed(entry))
@@ -198,14 +197,14 @@ class Snapshots:
                     nursery.start_soon(make, number, spec)
         return Clones(outcomes=tuple(outcome for outcome in outcomes if outcome is not None), cost=sealed.cost)
 
-    async def restore(self, sandbox: str, snapshot: str) -> Sandbox:
+    async def restore(self, entry: Entry, snapshot: Snapshot) -> Sandbox:
         """Put the sandbox's files back to what the snapshot has; it runs afterwards if it ran, or was paused."""
-        found = self.layers.snapshot(snapshot)
-        with self.layers.held(found.layer):
-            image = self._find_image(found.spec.image)
-            self.layers.trees(found.layer)
-            work = partial(self._restore, snapshot=found, image=image)
-            return await self._sandboxes.carry_out(self._sandboxes.entry(sandbox), "restore", work)
+        self.layers.check_present(snapshot)
+        with self.layers.held(snapshot.layer):
+            image = self._find_image(snapshot.spec.image)
+            self.layers.trees(snapshot.layer)
+            work = partial(self._restore, snapshot=snapshot, image=image)
+            return await self._sandboxes.carry_out(entry, "restore", work)
 
     async def _restore(self, entry: Entry, *, snapshot: Snapshot, image: Image) -> None:
         lifecycle = self._sandboxes.lifecycle
@@ -231,12 +230,11 @@ class Snapshots:
         if was_live:
             await lifecycle.start(entry)
 
-    async def delete(self, snapshot: str) -> Snapshot:
+    async def delete(self, snapshot: Snapshot) -> None:
         """The snapshot is gone at once; its files stay for as long as a sandbox or a later snapshot needs them."""
-        found = self.layers.snapshot(snapshot)
-        await self.layers.forget(found)
+        self.layers.check_present(snapshot)
+        await self.layers.forget(snapshot)
         crash_point("snapshot:forgotten")
-        return found
 
 
 @contextlib.asynccontextmanager

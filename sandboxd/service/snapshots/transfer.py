@@ -51,17 +51,17 @@ class SnapshotTransfer:
         self._limiter = trio.CapacityLimiter(2)
 
     @contextlib.asynccontextmanager
-    async def exported(self, snapshot: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def exported(self, snapshot: Snapshot) -> AsyncIterator[AsyncIterator[bytes]]:
         """The snapshot's file, piece by piece. Raises: NotFound, Unavailable.
 
         Should writing it fail half way the iterator raises, and what was sent lacks its last line.
         """
-        found = self._layers.snapshot(snapshot)
+        self._layers.check_present(snapshot)
         files = self._layers.files
-        with self._layers.held(found.layer):
+        with self._layers.held(snapshot.layer):
             place = files.new()
             try:
-                tree = await run_in_thread(self._stage, found, place)
+                tree = await run_in_thread(self._stage, snapshot, place)
                 crash_point("export:staged")
                 async with _packing(place, tree) as chunks:
                     yield chunks

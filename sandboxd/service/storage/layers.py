@@ -20,7 +20,7 @@ from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import Layer, Sandbox, Snapshot
 from sandboxd.service.events import EventLog
-from sandboxd.service.names import check_not_reserved
+from sandboxd.service.names import check_name
 from sandboxd.service.storage.disk import Disk, sweep_away
 from sandboxd.service.storage.layer_files import LayerFiles
 from sandboxd.store import NewEvent, Store
@@ -67,12 +67,17 @@ class Layers:
             raise NotFound(f"cannot find snapshot {snapshot!r}: it does not exist, or was deleted", snapshot=snapshot)
         return found
 
+    def check_present(self, snapshot: Snapshot) -> None:
+        """That the snapshot is here still: not what has its name by now. Raises: NotFound."""
+        if snapshot.id not in self._snapshots:
+            raise NotFound(f"cannot find snapshot {snapshot.id!r} any more: it was deleted", snapshot=snapshot.id)
+
     def _named(self, name: str) -> Snapshot | None:
         return next((each for each in self._snapshots.values() if each.name == name), None)
 
     def check_name(self, name: str | None) -> None:
         """Raises: Conflict when a snapshot has it, Unprocessable when none may."""
-        check_not_reserved(name)
+        check_name(name)
         if name is not None and (name in self._snapshots or self._named(name) is not None):
             raise Conflict(f"cannot name the snapshot {name!r}: another one has that name", name=name)
 

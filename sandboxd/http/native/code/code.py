@@ -20,26 +20,24 @@ from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.code.values import (
     RunError,
 )
-from sandboxd.service.sandboxes.entry import Entry
 
 
-async def run(call: Call, sandbox: str) -> ExecutionView:
+async def run(call: Call) -> ExecutionView:
     body: RunCode = call.body
-    return ExecutionView.of(await call.service.code.run_to_end(_entry(call, sandbox), body.to_domain()))
+    return ExecutionView.of(await call.service.code.run_to_end(call.entry, body.to_domain()))
 
 
-async def run_stream(call: Call, sandbox: str) -> TrioResponse:
+async def run_stream(call: Call) -> TrioResponse:
     """What can be refused is refused before the stream begins, with a status."""
     body: RunCode = call.body
-    entry = _entry(call, sandbox)
-    await call.service.code.check(entry, body.to_domain())
-    return sse_response(_stream(call, sandbox), keep_alive=SSE_KEEP_ALIVE_EVENT)
+    await call.service.code.check(call.entry, body.to_domain())
+    return sse_response(_stream(call), keep_alive=SSE_KEEP_ALIVE_EVENT)
 
 
 @trio.as_safe_channel
-async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, None]:
+async def _stream(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
     try:
-        async with call.service.code.run(_entry(call, sandbox), call.body.to_domain()) as run:
+        async with call.service.code.run(call.entry, call.body.to_domain()) as run:
             while not run.ended:
                 yield ServerSentEvent.of(event_facts(await run.receive()))
     except SandboxdError as error:
@@ -50,28 +48,24 @@ async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, N
 # -- contexts -----------------------------------------------------------------------------------------------------
 
 
-async def create_context(call: Call, sandbox: str) -> ContextView:
+async def create_context(call: Call) -> ContextView:
     body: CreateContext = call.body
-    made = await call.service.code.create_context(_entry(call, sandbox), cwd=body.cwd or None, env=body.env or {})
+    made = await call.service.code.create_context(call.entry, cwd=body.cwd or None, env=body.env or {})
     return ContextView.of(made)
 
 
-async def list_contexts(call: Call, sandbox: str) -> ContextList:
-    contexts = await call.service.code.contexts(_entry(call, sandbox))
+async def list_contexts(call: Call) -> ContextList:
+    contexts = await call.service.code.contexts(call.entry)
     return ContextList(contexts=[ContextView.of(context) for context in contexts])
 
 
-async def restart_context(call: Call, sandbox: str, context: str) -> ContextView:
-    return ContextView.of(await call.service.code.restart_context(_entry(call, sandbox), context))
+async def restart_context(call: Call, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.restart_context(call.entry, context))
 
 
-async def interrupt_context(call: Call, sandbox: str, context: str) -> ContextInterrupted:
-    return ContextInterrupted.of(await call.service.code.interrupt_context(_entry(call, sandbox), context))
+async def interrupt_context(call: Call, context: str) -> ContextInterrupted:
+    return ContextInterrupted.of(await call.service.code.interrupt_context(call.entry, context))
 
 
-async def delete_context(call: Call, sandbox: str, context: str) -> ContextView:
-    return ContextView.of(await call.service.code.delete_context(_entry(call, sandbox), context))
-
-
-def _entry(call: Call, sandbox: str) -> Entry:
-    return call.service.sandboxes.entry(sandbox)
+async def delete_context(call: Call, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.delete_context(call.entry, context))

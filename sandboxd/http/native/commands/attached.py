@@ -25,7 +25,7 @@ from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.isolation.init.wire import Scope as SignalScope
 from sandboxd.model import CommandEvent, CommandExited, OutputChunk, OutputGap, StdinAccepted, StreamName
-from sandboxd.service.commands.attached import RunningCommand, feed
+from sandboxd.service.commands.attached import RunningCommand, attached_command, feed
 
 # Sent ahead of the command's reading by a client: half a pipe of 128 KiB is enough to keep one busy, and what waits
 # here is memory of ours.
@@ -35,11 +35,11 @@ _FRAME_PREFIX = {StreamName.STDOUT: b"\x01", StreamName.STDERR: b"\x02"}
 SCOPES = {"leader": SignalScope.LEADER, "group": SignalScope.GROUP, "tree": SignalScope.TREE}
 
 
-async def shell(call: Call, sandbox: str) -> ShellResult:
+async def shell(call: Call) -> ShellResult:
     body: Shell = call.body
     stdin = body.stdin_bytes()
     result = await call.service.run(
-        sandbox, body.to_domain(stdin=stdin is not None), stdin=stdin or b"", max_output=body.max_output_bytes
+        call.entry, body.to_domain(stdin=stdin is not None), stdin=stdin or b"", max_output=body.max_output_bytes
     )
     return ShellResult.from_result(result, body.encoding)
 
@@ -47,20 +47,20 @@ async def shell(call: Call, sandbox: str) -> ShellResult:
 # -- as a stream --------------------------------------------------------------------------------------------------
 
 
-async def shell_stream(call: Call, sandbox: str) -> TrioResponse:
-    await call.service.sandboxes.entry(sandbox).ready()
+async def shell_stream(call: Call) -> TrioResponse:
+    await call.entry.ready()
     call.body.stdin_bytes()
-    return sse_response(_stream(call, sandbox))
+    return sse_response(_stream(call))
 
 
 @trio.as_safe_channel
-async def _stream(call: Call, sandbox: str) -> AsyncGenerator[ServerSentEvent, None]:
+async def _stream(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
     body: Shell = call.body
     stdin = body.stdin_bytes()
     try:
         spec = body.to_domain(stdin=stdin is not None)
         with ungrouped():
-            async with call.service.command(sandbox, spec) as command, trio.open_nursery() as nursery:
+            async with attached_command(call.entry, spec) as command, trio.open_nursery() as nursery:
                 if stdin is not None:
                     nursery.start_soon(feed, command, stdin)
                 encoder = _OutputEncoder(body.encoding)
@@ -111,14 +111,15 @@ def close_for(error: Exception) -> Close:
     return Close(1011, "internal error")
 
 
-async def exec_websocket(call: Call, sandbox: str) -> None:
+async def exec_websocket(call: Call) -> None:
     async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
         try:
             start = await _receive_start(session)
+            call.check_again()
             terminal = start.terminal.to_domain() if start.terminal else None
             spec = start.to_domain(stdin=start.stdin, terminal=terminal)
             with ungrouped():
-                async with call.service.command(sandbox, spec) as command, trio.open_nursery() as nursery:
+                async with attached_command(call.entry, spec) as command, trio.open_nursery() as nursery:
                     exec_session = _ExecSession(session, command)
                     await exec_session.announce()
                     nursery.start_soon(exec_session.obey, nursery.cancel_scope)

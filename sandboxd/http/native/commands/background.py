@@ -28,39 +28,39 @@ from sandboxd.service.commands.follower import Command
 from sandboxd.service.sandboxes.entry import Entry
 
 
-async def start(call: Call, sandbox: str) -> CommandView:
-    entry = call.service.sandboxes.entry(sandbox)
+async def start(call: Call) -> CommandView:
+    entry = call.entry
     return CommandView.of(await call.service.background.start(entry, call.body.to_domain(stdin=call.body.stdin)))
 
 
-async def list_all(call: Call, sandbox: str) -> CommandList:
-    records = call.service.background.list(call.service.sandboxes.entry(sandbox))
+async def list_all(call: Call) -> CommandList:
+    records = call.service.background.list(call.entry)
     return CommandList(commands=[CommandView.of(record) for record in records])
 
 
-async def get(call: Call, sandbox: str, command: str) -> CommandView:
-    return _view(call, *_find(call, sandbox, command))
+async def get(call: Call, command: str) -> CommandView:
+    return _view(call, *_find(call, command))
 
 
-async def wait(call: Call, sandbox: str, command: str) -> CommandView:
-    entry, found = _find(call, sandbox, command)
+async def wait(call: Call, command: str) -> CommandView:
+    entry, found = _find(call, command)
     with trio.move_on_after(call.body.timeout_ms / 1000):
         await call.service.background.wait(entry, found)
     return _view(call, entry, found)
 
 
-async def signal(call: Call, sandbox: str, command: str) -> CommandView:
-    entry, found = _find(call, sandbox, command)
+async def signal(call: Call, command: str) -> CommandView:
+    entry, found = _find(call, command)
     await call.service.background.signal(entry, found, call.body.number(), SCOPES[call.body.scope])
     return _view(call, entry, found)
 
 
-async def kill(call: Call, sandbox: str, command: str) -> CommandView:
-    return CommandView.of(await call.service.background.kill(*_find(call, sandbox, command)))
+async def kill(call: Call, command: str) -> CommandView:
+    return CommandView.of(await call.service.background.kill(*_find(call, command)))
 
 
-async def write_stdin(call: Call, sandbox: str, command: str) -> StdinView:
-    entry, found = _find(call, sandbox, command)
+async def write_stdin(call: Call, command: str) -> StdinView:
+    entry, found = _find(call, command)
     data = call.body.to_bytes()
     accepted = await call.service.background.write_stdin(entry, found, data) if data else StdinAccepted(0)
     if call.body.close and accepted.total == len(data):
@@ -68,14 +68,14 @@ async def write_stdin(call: Call, sandbox: str, command: str) -> StdinView:
     return StdinView.of(accepted)
 
 
-async def close_stdin(call: Call, sandbox: str, command: str) -> CommandView:
-    entry, found = _find(call, sandbox, command)
+async def close_stdin(call: Call, command: str) -> CommandView:
+    entry, found = _find(call, command)
     await call.service.background.close_stdin(entry, found)
     return _view(call, entry, found)
 
 
-def _find(call: Call, sandbox: str, command: str) -> tuple[Entry, Command]:
-    entry = call.service.sandboxes.entry(sandbox)
+def _find(call: Call, command: str) -> tuple[Entry, Command]:
+    entry = call.entry
     return entry, call.service.background.find(entry, command)
 
 
@@ -86,8 +86,8 @@ def _view(call: Call, entry: Entry, command: Command) -> CommandView:
 # -- output -------------------------------------------------------------------------------------------------------
 
 
-async def logs(call: Call, sandbox: str, command: str) -> LogsView:
-    entry, found = _find(call, sandbox, command)
+async def logs(call: Call, command: str) -> LogsView:
+    entry, found = _find(call, command)
     wish: LogsBody = call.body or call.query
     encoder = await _begin(call, found, wish)
     record = call.service.background.record(entry, found)  # before the read: of one that has ended, that reads all
@@ -126,8 +126,8 @@ async def _begin(call: Call, command: Command, wish: LogsWish) -> LogEncoder:
     return LogEncoder(wish.encoding, place, stream=wish.stream, carried=carried)
 
 
-async def follow_logs(call: Call, sandbox: str, command: str) -> TrioResponse:
-    entry, found = _find(call, sandbox, command)
+async def follow_logs(call: Call, command: str) -> TrioResponse:
+    entry, found = _find(call, command)
     wish: LogsWish = call.query
     last = request.headers.get("last-event-id", "")
     if is_cursor(last):  # a reconnecting EventSource says where it was

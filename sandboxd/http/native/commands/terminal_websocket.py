@@ -28,11 +28,12 @@ from sandboxd.service.sandboxes.entry import Entry
 TAKEN_OVER = Close(4409, "another client has taken over")
 
 
-async def attach(call: Call, sandbox: str, pty: str) -> None:
+async def attach(call: Call, pty: str) -> None:
     async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
         try:
             wish = await _receive_attach(session)
-            entry, command = find(call, sandbox, pty)
+            call.check_again()
+            entry, command = find(call, pty)
             seats = call.service.terminals.seats(command)
             client = _Client(session, call.service.background, entry, command, seats)
             with ungrouped():

@@ -22,17 +22,17 @@ _CONTENT_TYPES: Final = {
 }
 
 
-async def unpack(call: Call, sandbox: str) -> UnpackedFiles:
+async def unpack(call: Call) -> UnpackedFiles:
     query = call.query
     body = decoded_body(aiter(request.body), request.headers)
-    done = await files_of(call, sandbox).unpack(
+    done = await files_of(call).unpack(
         query.place, body, query.format, spool=call.service.config.state_dir, owners=query.owners
     )
     return UnpackedFiles.at(query.place, entries=done.entries, bytes=done.bytes)
 
 
-async def pack(call: Call, sandbox: str) -> TrioResponse:
-    body = ArchiveBody(files_of(call, sandbox), call.query.place, call.query.format)
+async def pack(call: Call) -> TrioResponse:
+    body = ArchiveBody(files_of(call), call.query.place, call.query.format)
     await body.open()
     return TrioResponse(body, content_type=_CONTENT_TYPES[call.query.format])
 

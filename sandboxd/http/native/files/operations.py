@@ -23,31 +23,31 @@ from sandboxd.service.files.operations import Files, WriteOptions
 from sandboxd.service.files.values import FileKind
 
 
-def files_of(call: Call, sandbox: str) -> Files:
+def files_of(call: Call) -> Files:
     """The sandbox's files as the user sees them whom the query or the body names."""
     user = (call.body or call.query).user
-    return Files(call.service.sandboxes.entry(sandbox), user=user)
+    return Files(call.entry, user=user)
 
 
-async def list_directory(call: Call, sandbox: str) -> FileList:
+async def list_directory(call: Call) -> FileList:
     wish = call.body
-    listing = await files_of(call, sandbox).list(wish.place, depth=wish.depth, limit=wish.limit, after=wish.after)
+    listing = await files_of(call).list(wish.place, depth=wish.depth, limit=wish.limit, after=wish.after)
     return FileList.of(wish.place, listing)
 
 
-async def stat(call: Call, sandbox: str) -> FileView:
-    return FileView.of(await files_of(call, sandbox).stat(call.body.place, follow=call.body.follow))
+async def stat(call: Call) -> FileView:
+    return FileView.of(await files_of(call).stat(call.body.place, follow=call.body.follow))
 
 
-async def exists(call: Call, sandbox: str) -> Exists:
-    found = await files_of(call, sandbox).find(call.body.place, follow=call.body.follow)
+async def exists(call: Call) -> Exists:
+    found = await files_of(call).find(call.body.place, follow=call.body.follow)
     kind: FileKind | None = found.kind if found else None
     return Exists.at(call.body.place, exists=found is not None, type=kind)
 
 
-async def read(call: Call, sandbox: str) -> FileText:
+async def read(call: Call) -> FileText:
     wish = call.body
-    data = await files_of(call, sandbox).read(wish.place, offset=wish.offset, length=wish.length)
+    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length)
     try:
         content = data.decode("utf-8", "replace" if wish.invalid == "replace" else "strict")
     except UnicodeDecodeError as error:
@@ -60,9 +60,9 @@ async def read(call: Call, sandbox: str) -> FileText:
     return FileText.at(wish.place, content=content, size=len(data))
 
 
-async def read_bytes(call: Call, sandbox: str) -> FileBytes:
+async def read_bytes(call: Call) -> FileBytes:
     wish = call.body
-    data = await files_of(call, sandbox).read(wish.place, offset=wish.offset, length=wish.length)
+    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length)
     content = base64.b64encode(data).decode()
     return FileBytes.at(wish.place, content_b64=content, size=len(data))
 
@@ -83,7 +83,7 @@ class _Piece:
         return data
 
 
-async def write(call: Call, sandbox: str) -> Written:
+async def write(call: Call) -> Written:
     wish: WriteText | WriteBytes = call.body
     options = WriteOptions(
         mode=None if wish.mode is None else int(wish.mode, 8),
@@ -92,50 +92,50 @@ async def write(call: Call, sandbox: str) -> Written:
         exclusive=not wish.overwrite,
         parents=wish.parents,
     )
-    size = await files_of(call, sandbox).write(wish.place, _Piece(wish.data()), options)
+    size = await files_of(call).write(wish.place, _Piece(wish.data()), options)
     return Written.at(wish.place, size=size)
 
 
-async def mkdir(call: Call, sandbox: str) -> Changed:
+async def mkdir(call: Call) -> Changed:
     wish = call.body
-    count = await files_of(call, sandbox).mkdir(wish.place, mode=int(wish.mode, 8), parents=wish.parents)
+    count = await files_of(call).mkdir(wish.place, mode=int(wish.mode, 8), parents=wish.parents)
     return Changed.at(wish.place, count=count)
 
 
-async def remove(call: Call, sandbox: str) -> Changed:
-    count = await files_of(call, sandbox).remove(call.body.place, recursive=call.body.recursive)
+async def remove(call: Call) -> Changed:
+    count = await files_of(call).remove(call.body.place, recursive=call.body.recursive)
     return Changed.at(call.body.place, count=count)
 
 
-async def move(call: Call, sandbox: str) -> Moved:
+async def move(call: Call) -> Moved:
     wish = call.body
-    files = files_of(call, sandbox)
+    files = files_of(call)
     await files.move(wish.place, wish.target_place, overwrite=wish.overwrite, parents=wish.parents)
     return Moved.between(wish.place, wish.target_place)
 
 
-async def copy(call: Call, sandbox: str) -> CopiedFiles:
+async def copy(call: Call) -> CopiedFiles:
     wish = call.body
-    copied = await files_of(call, sandbox).copy(
+    copied = await files_of(call).copy(
         wish.place, wish.target_place, recursive=wish.recursive, overwrite=wish.overwrite, parents=wish.parents
     )
     return CopiedFiles.between(wish.place, wish.target_place, entries=copied.entries, bytes=copied.bytes)
 
 
-async def symlink(call: Call, sandbox: str) -> Located:
-    await files_of(call, sandbox).symlink(call.body.place, call.body.target_place)
+async def symlink(call: Call) -> Located:
+    await files_of(call).symlink(call.body.place, call.body.target_place)
     return Located.at(call.body.place)
 
 
-async def chmod(call: Call, sandbox: str) -> Changed:
+async def chmod(call: Call) -> Changed:
     wish = call.body
-    count = await files_of(call, sandbox).chmod(wish.place, int(wish.mode, 8), recursive=wish.recursive)
+    count = await files_of(call).chmod(wish.place, int(wish.mode, 8), recursive=wish.recursive)
     return Changed.at(wish.place, count=count)
 
 
-async def chown(call: Call, sandbox: str) -> Changed:
+async def chown(call: Call) -> Changed:
     wish = call.body
-    count = await files_of(call, sandbox).chown(
+    count = await files_of(call).chown(
         wish.place, owner=wish.owner, group=wish.group, recursive=wish.recursive, follow=wish.follow
     )
     return Changed.at(wish.place, count=count)

@@ -33,38 +33,38 @@ ATTEMPTS: Final = 5
 # -- uploads ------------------------------------------------------------------------------------------------------
 
 
-async def upload(call: Call, sandbox: str) -> Written:
+async def upload(call: Call) -> Written:
     body = decoded_body(aiter(request.body), request.headers)
     options = WriteOptions(mode=int(call.query.mode, 8), parents=call.query.parents, atomic=True)
-    size = await files_of(call, sandbox).write(call.query.place, body, options)
+    size = await files_of(call).write(call.query.place, body, options)
     return Written.at(call.query.place, size=size)
 
 
-async def upload_part(call: Call, sandbox: str) -> UploadState:
+async def upload_part(call: Call) -> UploadState:
     query = call.query
     body = decoded_body(aiter(request.body), request.headers)
     options = WriteOptions(mode=int(query.mode, 8), parents=query.parents)
-    offset = await files_of(call, sandbox).append_part(
+    offset = await files_of(call).append_part(
         query.place, body, offset=query.offset, complete=query.complete, options=options
     )
     return UploadState.at(query.place, offset=offset, complete=query.complete)
 
 
-async def upload_state(call: Call, sandbox: str) -> UploadState:
-    offset = await files_of(call, sandbox).part_size(call.query.place)
+async def upload_state(call: Call) -> UploadState:
+    offset = await files_of(call).part_size(call.query.place)
     return UploadState.at(call.query.place, offset=offset, complete=False)
 
 
-async def drop_upload(call: Call, sandbox: str) -> Located:
-    await files_of(call, sandbox).drop_part(call.query.place)
+async def drop_upload(call: Call) -> Located:
+    await files_of(call).drop_part(call.query.place)
     return Located.at(call.query.place)
 
 
 # -- downloads ----------------------------------------------------------------------------------------------------
 
 
-async def download(call: Call, sandbox: str) -> Response:
-    files, path = files_of(call, sandbox), call.query.place
+async def download(call: Call) -> Response:
+    files, path = files_of(call), call.query.place
     return await (_download_part if "Range" in request.headers else _download_whole)(files, path)
 
 

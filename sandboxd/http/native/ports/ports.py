@@ -24,22 +24,22 @@ READ_BYTES = 64 * 1024
 RESET = Close(4502, "the program has reset the connection")
 
 
-async def expose(call: Call, sandbox: str) -> NewlyExposedPort:
+async def expose(call: Call) -> NewlyExposedPort:
     ports, body = call.service.ports, call.body
-    entry = call.service.sandboxes.entry(sandbox)
+    entry = call.entry
     lifetime = None if body.ttl_ms is None else body.ttl_ms / 1000
     exposure, token = await ports.expose(entry, body.port, protected=body.token, lifetime=lifetime)
     return NewlyExposedPort.of(exposure, ports.names, token)
 
 
-async def conceal(call: Call, sandbox: str, port: str) -> ConcealedPort:
-    exposure = await call.service.ports.conceal(call.service.sandboxes.entry(sandbox), _number(port))
+async def conceal(call: Call, port: str) -> ConcealedPort:
+    exposure = await call.service.ports.conceal(call.entry, _number(port))
     return ConcealedPort(port=exposure.port)
 
 
-async def list_all(call: Call, sandbox: str) -> PortList:
+async def list_all(call: Call) -> PortList:
     ports = call.service.ports
-    entry = call.service.sandboxes.entry(sandbox)
+    entry = call.entry
     listening = await ports.listening(entry)
     return PortList(
         ports=[ListeningPortView.of(port) for port in listening],
@@ -62,11 +62,11 @@ class EndOfStream(Request):
     type: Literal["eof"]
 
 
-async def stream(call: Call, sandbox: str, port: str) -> None:
+async def stream(call: Call, port: str) -> None:
     """Binary messages are the bytes; `{"type": "eof"}` is the end of one direction; both, and it closes with 1000."""
     async with websocket_session(close_for=close_for) as session:
         try:
-            entry = call.service.sandboxes.entry(sandbox)
+            entry = call.entry
             connection = await call.service.ports.connect(entry, _number(port))
         except SandboxdError as error:
             facts = ErrorBody.of(error).model_dump(mode="json")

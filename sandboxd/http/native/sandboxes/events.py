@@ -6,6 +6,7 @@ from contextlib import aclosing
 import trio
 from quart import request
 
+from sandboxd.errors import NotFound
 from sandboxd.http.kit.auth import require_all
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
@@ -14,17 +15,28 @@ from sandboxd.http.server.stack import TrioResponse
 
 
 async def events(call: Call) -> EventList | TrioResponse:
-    if call.query.sandbox is None:
-        require_all(call.caller)
-    else:
-        call.require_own(sandbox=call.query.sandbox)
+    sandbox = _whose(call)
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
         after = resume_after(call.query.after)
         # From now on, not from when the stream begins: a client with the headers may do what it wants to hear of.
-        return sse_response(_follow(call, await call.service.events.last_id() if after is None else after))
+        return sse_response(_follow(call, sandbox, await call.service.events.last_id() if after is None else after))
     after = call.query.after or 0
-    found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=call.query.sandbox)
+    found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=sandbox)
     return EventList(events=[EventView.of(event) for event in found], next_after=found[-1].id if found else after)
+
+
+def _whose(call: Call) -> str | None:
+    """The id of the sandbox that is asked about: of one that is gone to those who see all. None: of all of them."""
+    wanted: str | None = call.query.sandbox
+    if wanted is None:
+        require_all(call.caller)
+        return None
+    try:
+        return call.find_sandbox(wanted).sandbox.id
+    except NotFound:
+        if not call.sees_all:
+            raise
+        return wanted
 
 
 def resume_after(after: int | None) -> int | None:
@@ -34,8 +46,8 @@ def resume_after(after: int | None) -> int | None:
 
 
 @trio.as_safe_channel
-async def _follow(call: Call, after: int) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(call.service.events.follow(after=after, sandbox=call.query.sandbox)) as stream:
+async def _follow(call: Call, sandbox: str | None, after: int) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(call.service.events.follow(after=after, sandbox=sandbox)) as stream:
         async for event in stream:
             data = EventView.of(event).model_dump_json()
             yield ServerSentEvent(data, event=event.kind, id=str(event.id))

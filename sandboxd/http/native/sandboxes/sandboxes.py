@@ -14,8 +14,8 @@ from sandboxd.model import Sandbox
 async def create(call: Call) -> SandboxView:
     spec = call.body.to_domain()
     if call.body.snapshot is not None:
-        call.require_own(snapshot=call.body.snapshot)
-        return _view(call, await call.service.create_from(call.body.snapshot, spec, owner=call.owner))
+        snapshot = call.find_snapshot(call.body.snapshot)
+        return _view(call, await call.service.create_from(snapshot, spec, owner=call.owner))
     return _view(call, await call.service.create(spec, owner=call.owner))
 
 
@@ -45,54 +45,52 @@ def _matches(sandbox: Sandbox, status: str | None, metadata: Mapping[str, str]) 
     return (status is None or sandbox.state == status) and metadata.items() <= sandbox.spec.metadata.items()
 
 
-async def get(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, call.service.sandboxes.entry(sandbox).sandbox)
+async def get(call: Call) -> SandboxView:
+    return _view(call, call.entry.sandbox)
 
 
-async def delete(call: Call, sandbox: str) -> Deleted:
-    number = call.service.sandboxes.entry(sandbox).sandbox.id
-    await call.service.sandboxes.delete(number)
-    call.service.metrics.forget(number)
-    return Deleted(id=number)
+async def delete(call: Call) -> Deleted:
+    await call.service.sandboxes.delete(call.entry)
+    return Deleted(id=call.entry.sandbox.id)
 
 
-async def set_timeout(call: Call, sandbox: str) -> SandboxView:
+async def set_timeout(call: Call) -> SandboxView:
     body, sandboxes = call.body, call.service.sandboxes
     given = body.model_fields_set
     if "timeout_ms" in given:
         seconds = call.service.check_lifetime(_seconds(body.timeout_ms))
-        await sandboxes.set_lifetime(sandbox, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
+        await sandboxes.set_lifetime(call.entry, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
     if "idle_timeout_ms" in given:
-        await sandboxes.set_idle_timeout(sandbox, _seconds(body.idle_timeout_ms))
-    return _view(call, sandboxes.entry(sandbox).sandbox)
+        await sandboxes.set_idle_timeout(call.entry, _seconds(body.idle_timeout_ms))
+    return _view(call, call.entry.sandbox)
 
 
 def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-async def touch(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, call.service.sandboxes.touch(sandbox))
+async def touch(call: Call) -> SandboxView:
+    return _view(call, call.service.sandboxes.touch(call.entry))
 
 
-async def pause(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, await call.service.sandboxes.pause(sandbox))
+async def pause(call: Call) -> SandboxView:
+    return _view(call, await call.service.sandboxes.pause(call.entry))
 
 
-async def resume(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, await call.service.sandboxes.resume(sandbox))
+async def resume(call: Call) -> SandboxView:
+    return _view(call, await call.service.sandboxes.resume(call.entry))
 
 
-async def stop(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, await call.service.sandboxes.stop(sandbox, grace=call.body.grace_ms / 1000))
+async def stop(call: Call) -> SandboxView:
+    return _view(call, await call.service.sandboxes.stop(call.entry, grace=call.body.grace_ms / 1000))
 
 
-async def start(call: Call, sandbox: str) -> SandboxView:
-    return _view(call, await call.service.sandboxes.start(sandbox))
+async def start(call: Call) -> SandboxView:
+    return _view(call, await call.service.sandboxes.start(call.entry))
 
 
-async def metrics(call: Call, sandbox: str) -> MetricsView:
-    return MetricsView.of(await call.service.metrics.read(call.service.sandboxes.entry(sandbox)))
+async def metrics(call: Call) -> MetricsView:
+    return MetricsView.of(await call.service.metrics.read(call.entry))
 
 
 def _view(call: Call, sandbox: Sandbox) -> SandboxView:

@@ -27,10 +27,10 @@ from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import Sandbox, Snapshot
 
 
-async def take(call: Call, sandbox: str) -> SnapshotView:
+async def take(call: Call) -> SnapshotView:
     body = call.body
     snapshot = await call.service.snapshots.take(
-        sandbox, name=body.name, description=body.description, metadata=body.metadata
+        call.entry, name=body.name, description=body.description, metadata=body.metadata
     )
     return _view(call, snapshot)
 
@@ -55,16 +55,17 @@ def cursor_of(snapshot: Snapshot) -> str:
     return f"{snapshot.created_at:020.6f}-{snapshot.id}"
 
 
-async def get(call: Call, snapshot: str) -> SnapshotView:
-    return _view(call, call.service.snapshots.layers.snapshot(snapshot))
+async def get(call: Call) -> SnapshotView:
+    return _view(call, call.snapshot)
 
 
-async def delete(call: Call, snapshot: str) -> SnapshotDeleted:
-    return SnapshotDeleted(id=(await call.service.snapshots.delete(snapshot)).id)
+async def delete(call: Call) -> SnapshotDeleted:
+    await call.service.snapshots.delete(call.snapshot)
+    return SnapshotDeleted(id=call.snapshot.id)
 
 
-async def export(call: Call, snapshot: str) -> TrioResponse:
-    body = _Exported(call, snapshot)
+async def export(call: Call) -> TrioResponse:
+    body = _Exported(call)
     await body.open()
     return TrioResponse(body, content_type="application/x-tar")
 
@@ -77,8 +78,8 @@ async def import_file(call: Call) -> SnapshotView:
 class _Exported(ResponseBody):
     """A snapshot's file as a response body. Owns: what writes it, from open() until the response ended."""
 
-    def __init__(self, call: Call, snapshot: str) -> None:
-        self._exported = call.service.transfer.exported(snapshot)
+    def __init__(self, call: Call) -> None:
+        self._exported = call.service.transfer.exported(call.snapshot)
         self._chunks: AsyncIterator[bytes]
 
     async def open(self) -> None:
@@ -94,17 +95,16 @@ class _Exported(ResponseBody):
         await self._exported.__aexit__(exc_type, exc, tb)
 
 
-async def restore(call: Call, sandbox: str) -> SandboxView:
-    call.require_own(snapshot=call.body.snapshot)
-    restored = await call.service.snapshots.restore(sandbox, call.body.snapshot)
+async def restore(call: Call) -> SandboxView:
+    restored = await call.service.snapshots.restore(call.entry, call.find_snapshot(call.body.snapshot))
     return SandboxView.of(restored, call.service.node)
 
 
-async def clone(call: Call, sandbox: str) -> Cloned:
+async def clone(call: Call) -> Cloned:
     body = call.body
     lifetime = None if body.timeout_ms is None else body.timeout_ms / 1000
     clones = await call.service.clone(
-        sandbox, count=body.count or 1, name=body.name, lifetime=lifetime, owner=call.owner
+        call.entry, count=body.count or 1, name=body.name, lifetime=lifetime, owner=call.owner
     )
     made = [each for each in clones.outcomes if isinstance(each, Sandbox)]
     failed = [each for each in clones.outcomes if isinstance(each, SandboxdError)]

@@ -20,21 +20,21 @@ from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.watches.registry import Watch
 
 
-async def create(call: Call, sandbox: str) -> WatchView:
-    return WatchView.of(await call.service.watches.create(call.service.sandboxes.entry(sandbox), call.body.spec()))
+async def create(call: Call) -> WatchView:
+    return WatchView.of(await call.service.watches.create(call.entry, call.body.spec()))
 
 
-async def list_all(call: Call, sandbox: str) -> WatchList:
-    watches = call.service.watches.all(call.service.sandboxes.entry(sandbox))
+async def list_all(call: Call) -> WatchList:
+    watches = call.service.watches.all(call.entry)
     return WatchList(watches=[WatchView.of(watch) for watch in watches])
 
 
-async def get(call: Call, sandbox: str, watch: str) -> WatchView:
-    return WatchView.of(call.service.watches.get(call.service.sandboxes.entry(sandbox), watch))
+async def get(call: Call, watch: str) -> WatchView:
+    return WatchView.of(call.service.watches.get(call.entry, watch))
 
 
-async def poll(call: Call, sandbox: str, watch: str) -> WatchEvents:
-    entry, wish = call.service.sandboxes.entry(sandbox), call.body
+async def poll(call: Call, watch: str) -> WatchEvents:
+    entry, wish = call.entry, call.body
     found = call.service.watches.get(entry, watch)
     events, cursor = await call.service.watches.poll(
         entry, found, after=wish.after, limit=wish.limit, patience=wish.wait_ms / 1000
@@ -42,14 +42,14 @@ async def poll(call: Call, sandbox: str, watch: str) -> WatchEvents:
     return WatchEvents.of(found, events, cursor)
 
 
-async def stream(call: Call, sandbox: str, watch: str) -> TrioResponse:
-    entry = call.service.sandboxes.entry(sandbox)
+async def stream(call: Call, watch: str) -> TrioResponse:
+    entry = call.entry
     found = call.service.watches.get(entry, watch)
     return sse_response(_follow(call, entry, found, resume_after(call.query.after)))
 
 
-async def stop(call: Call, sandbox: str, watch: str) -> WatchStopped:
-    await call.service.watches.stop(call.service.sandboxes.entry(sandbox), watch)
+async def stop(call: Call, watch: str) -> WatchStopped:
+    await call.service.watches.stop(call.entry, watch)
     return WatchStopped(watch_id=watch)
 
 
