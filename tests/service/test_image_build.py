@@ -159,11 +159,10 @@ def inside(image_dir: Path, *command: str) -> str:
 
 def test_the_base_image_has_what_it_promises(image_dir: Path) -> None:
     environment = ("--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8")
-    tools = "python python3 git curl ps bash less tput openssl"
-    assert (
-        inside(image_dir, *environment, "sh", "-c", f"for name in {tools}; do command -v $name; done").count("\n")
-        == 9
-    )
+    tools = ["python", "python3", "pip", "git", "curl", "wget", "ps", "ip", "bash", "less", "tput", "openssl", "make"]
+    tools += ["vim.tiny", "unzip", "jq", "ssh", "rsync"]
+    found = inside(image_dir, *environment, "sh", "-c", f"for name in {' '.join(tools)}; do command -v $name; done")
+    assert [Path(line).name for line in found.splitlines()] == tools
     program = f"import sqlite3, venv, sys; {TRUSTS}; print('ä', sys.stdout.encoding)"
     assert inside(image_dir, *environment, "python", "-c", program) == "True\nä utf-8\n"
     assert inside(image_dir, "id", "user").startswith("uid=1000(user) gid=1000(user) groups=1000(user),27(sudo)")
@@ -183,6 +182,9 @@ def test_the_base_image_is_fit_for_sandboxes(image_dir: Path) -> None:
     assert (image.rootfs / "etc/machine-id").read_bytes() == b""
     setuid = [path for path in image.rootfs.rglob("*") if path.is_file() and path.lstat().st_mode & 0o6000]
     assert setuid == []
+    # Packages' scripts link manuals into these (Java's fail without), and pip is to install as people type it.
+    assert all((image.rootfs / f"usr/share/man/man{section}").is_dir() for section in range(1, 9))
+    assert not list(image.rootfs.glob("usr/lib/python3*/EXTERNALLY-MANAGED"))
     assert not (image.rootfs / "etc/apt/apt.conf.d/99mmdebstrap").exists()
 
 
@@ -225,6 +227,12 @@ def test_a_failed_build_says_why_and_leaves_nothing(store: ImageStore, recipes: 
     with pytest.raises(SandboxdError, match=r"mmdebstrap ended with status .* no-such-package"):
         build_image(store, "bad", progress=silent)
     assert os.listdir(store.directory) == [".lock"]
+
+
+def test_a_failed_setup_is_told_with_what_it_said(store: ImageStore, recipes: Path) -> None:
+    write_recipe(recipes, "bad", SMALL, "set -eu\ncp /nonexistent $1/copy\n")
+    with pytest.raises(SandboxdError, match=r"cannot stat '/nonexistent'.*; E: setup failed"):
+        build_image(store, "bad", progress=silent)
 
 
 def test_without_mmdebstrap_it_is_named(store: ImageStore, recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -43,6 +43,8 @@ EPOCH: Final = 1_700_000_000
 """SOURCE_DATE_EPOCH of builds: any fixed time does; this one is older than every package of the releases in use."""
 _LOG_LINES: Final = 30
 _LOG_WIDTH: Final = 300
+# Lines of a failed command that are told with the error that follows them.
+_REASON_LINES: Final = 3
 """The part of mmdebstrap's log that is kept for when it fails. Some of its lines name a hundred packages."""
 _STEPS: Final = {
     "running apt-get update": "fetching the package lists",
@@ -236,12 +238,24 @@ def _running(command: list[str], name: str, scratch: Path, lock: int, progress: 
         reporter.join()
         process.stderr.close()
     if (status := process.wait()) != 0:
-        reason = next((line for line in log if line.startswith(("E: ", "dpkg: error"))), "it did not say why")
         raise SandboxdError(
-            f'cannot build the image "{name}": mmdebstrap ended with status {status}: {reason}',
+            f'cannot build the image "{name}": mmdebstrap ended with status {status}: {_reason(log)}',
             kind="build_failed",
             log=tuple(log),
         )
+
+
+def _reason(log: Iterable[str]) -> str:
+    """The first error in mmdebstrap's log, after what the command that failed said itself just before."""
+    said: deque[str] = deque(maxlen=_REASON_LINES)
+    for line in log:
+        if line.startswith(("E: ", "dpkg: error")):
+            return "; ".join((*said, line))
+        if line.startswith(("I: ", "W: ")):
+            said.clear()
+        else:
+            said.append(line)
+    return "; ".join(said) or "it did not say why"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

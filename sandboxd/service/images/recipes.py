@@ -158,6 +158,8 @@ def recipe_key(directories: Sequence[Path], *facts: str) -> str:
     digest = hashlib.sha256()
     for directory in directories:
         for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            if path.parent.name == "__pycache__":  # an installation leaves it beside what it was compiled of
+                continue
             contents = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(directory)}\0{contents}\n".encode())
     for fact in facts:
