@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.uml.machine import missing_packages
+from tests.uml.machine import missing_packages, unfit_processor
 from tests.uml.replay import INSIDE, InsideItem, InsideRun, send_report
 
 RUN = pytest.StashKey[InsideRun]()
@@ -32,7 +32,13 @@ else:
         config.add_cleanup(run.close)
 
     def pytest_runtest_setup(item: pytest.Item) -> None:
-        # On a developer's machine a missing tool skips; in CI, where all must have run, Machine() fails.
-        missing = missing_packages() if item.get_closest_marker("needs_uml") else ()
-        if missing and "CI" not in os.environ:
-            pytest.skip(f"needs {' '.join(missing)}")
+        if not item.get_closest_marker("needs_uml"):
+            return
+        # On a developer's machine a missing tool skips; in CI, where all must have run, Machine() fails. But there is
+        # nothing to be done about the processor. All are skipped at the same line, so that the reason is told once.
+        if missing := missing_packages():
+            reason = None if "CI" in os.environ else f"needs {' '.join(missing)}"
+        else:
+            reason = unfit_processor()
+        if reason is not None:
+            pytest.skip(reason)

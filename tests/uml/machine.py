@@ -15,8 +15,10 @@ the terminal that SANDBOXD_UML_CHANNEL names; Machine.lines() yields them as the
 """
 
 import contextlib
+import functools
 import json
 import os
+import re
 import selectors
 import shlex
 import shutil
@@ -35,6 +37,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DISK = "/mnt"
 COPIED = "/mnt/copied"
 BOOT = Path(__file__).with_name("boot.py")
+# What its console says where it cannot run. Linux 6.1 saves a process's registers in less room than a processor with
+# AMX wants; the kernel it is a process of then refuses to set them (mended in Linux 6.13).
+UNFIT = re.compile(r"ptrace (set|get) fp regs failed, errno = \d+")
+# The probe takes 3 s on a quiet machine.
+PROBE_LIMIT = 240.0
 TOOLS = {"linux.uml": "user-mode-linux", "mke2fs": "e2fsprogs", "insmod": "kmod"}
 
 _SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
@@ -59,6 +66,17 @@ class UmlResult:
 def missing_packages() -> tuple[str, ...]:
     """The Debian packages to install before a machine can be started."""
     return tuple(package for tool, package in TOOLS.items() if shutil.which(tool, path=_SEARCH_PATH) is None)
+
+
+@functools.cache
+def unfit_processor() -> str | None:
+    """Why no machine can run on this processor, found by booting one, once; None if that is not what is wrong."""
+    try:
+        run_in_uml(["/bin/true"], timeout=PROBE_LIMIT)
+    except UmlError as error:
+        if found := UNFIT.search(str(error)):
+            return f"User-Mode Linux cannot run on this processor: {found[0]}"
+    return None  # whatever else is wrong, the tests are to fail of it
 
 
 def run_in_uml(
