@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "sandboxd"
 
 # From the top down: a layer may import itself, what stands below it, and the values everybody uses.
-LAYERS = ("__main__", "cli", "daemon", "hostcheck", "http", "service", "isolation", "store", "trees", "kernel")
+LAYERS = (
+    "__main__", "cli", "daemon", "hostcheck", "http", "service", "gateway", "isolation", "store", "trees", "kernel",
+)  # fmt: skip
 # The client speaks HTTP like anyone else's: it knows nothing of the daemon's inside, and only cli uses it.
 CLIENT = "client"
 VALUES = {
@@ -32,6 +34,9 @@ STANDARD_LIBRARY_ONLY = {
     "isolation/bwrap/forkserver.py": ("sandboxd.isolation.bwrap.assembly",),
     "isolation/bwrap/assembly.py": (),
 }
+# The network gateway is a process of its own, without privileges: what hostile bytes reach knows nothing of ours.
+GATEWAY = "gateway"
+GATEWAY_LIBRARIES = {"trio", "h11", "dns", "idna", "publicsuffixlist"}
 
 
 def modules() -> list[Path]:
@@ -89,6 +94,14 @@ def test_the_lowest_layer_needs_the_standard_library_only(place: str) -> None:
         foreign = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
         allowed = ("sandboxd.kernel", *STANDARD_LIBRARY_ONLY[place])
         assert all(name.startswith(allowed) for name in foreign), module
+
+
+def test_the_gateway_stands_alone() -> None:
+    for module in modules():
+        if layer_of(module) == GATEWAY:
+            assert ours(module) <= {GATEWAY}, module
+            foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"sandboxd"}
+            assert foreign <= GATEWAY_LIBRARIES, module
 
 
 def test_only_the_command_line_tools_use_the_client() -> None:
