@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 enum {
-    MAX_COMMANDS = 1024,
     MAX_DESCRIPTION = 4 * 1024, /* of the arguments kept for LIST */
     INTERNAL_RING = 64 * 1024,
 };

@@ -29,7 +29,7 @@
  *     WRITE_STDIN              C: STDIN* STDIN_EOF?   I: (STDIN_ACK | STDIN_CLOSED)*   the client hangs up
  *     STDIN_EOF RESIZE SIGNAL RELEASE SHUTDOWN       I: OK | ERROR
  *     HELLO                    I: WELCOME
- *     LIST                     I: LISTED* END
+ *     LIST                     I: LISTED* END               at most MAX_COMMANDS
  *     LIST_PORTS               I: PORT* END | ERROR         at most MAX_PORTS; END has TRUNCATED when there are more
  *     STAT                     I: ENTRY | ERROR
  *     LIST_DIR                 I: ENTRY* END | ERROR
@@ -75,6 +75,7 @@ enum {
     MAX_PATTERNS = 64,
     MAX_PATTERN = 256,
     MAX_NESTING = 256,
+    MAX_COMMANDS = 1024, /* running ones and those kept */
     MAX_PORTS = 4096,
     MAX_PROGRAM = 15,
     RLIMIT_SIZE = 20, /* resource u32, soft u64, hard u64 */

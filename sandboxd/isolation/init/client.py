@@ -36,6 +36,7 @@ from sandboxd.isolation.init.watches import WatchOperations
 from sandboxd.isolation.init.wire import (
     DEFAULT_LINGER_MS,
     DEFAULT_RING,
+    MAX_COMMANDS,
     MAX_DATA,
     PROTOCOL_VERSION,
     STDIN_WINDOW,
@@ -318,11 +319,11 @@ class InitClient(FileOperations, PortOperations, WatchOperations):
 
     async def commands(self) -> list[Listed]:
         """The commands that init knows: running ones, and the last ended ones until released."""
-        listed = []
+        listed: list[Listed] = []
         async with self._open(encode_frame(Op.LIST)) as connection:
             while (frame := await connection.receive()).op is not Op.END:
-                if frame.op is not Op.LISTED:
-                    raise WireError(f"cannot go on: {frame.op.name} in a list of commands")
+                if frame.op is not Op.LISTED or len(listed) == MAX_COMMANDS:
+                    raise WireError(f"cannot go on: {frame.op.name} after {len(listed)} listed commands")
                 listed.append(Listed.decode(frame.payload))
         return listed
 

@@ -84,16 +84,23 @@ class Connection:
     async def receive(self, *, no_more: bool = False) -> Frame:
         """The next frame. `no_more`: leave the bytes behind it in the socket."""
         while not self._frames:
-            size = self._decoder.missing() if no_more else _RECEIVE_SIZE
-            try:
-                data = await self._receive_some(size)
-            except OSError as error:
-                raise InitGone("cannot receive from sandbox-init: the connection is closed") from error
-            if not data:
-                raise InitGone("cannot receive from sandbox-init: it closed the connection")
-            self._frames = self._decoder.feed(data)
+            missing = self._decoder.missing()
+            if missing > 0:
+                await self._receive_more(missing if no_more else _RECEIVE_SIZE)
+            else:  # more came at once than one turn of the event loop may take
+                await trio.lowlevel.checkpoint()
+            self._frames = self._decoder.take()
             self._frames.reverse()
         return self._frames.pop()
+
+    async def _receive_more(self, size: int) -> None:
+        try:
+            data = await self._receive_some(size)
+        except OSError as error:
+            raise InitGone("cannot receive from sandbox-init: the connection is closed") from error
+        if not data:
+            raise InitGone("cannot receive from sandbox-init: it closed the connection")
+        self._decoder.feed(data)
 
     async def _receive_some(self, size: int) -> bytes:
         """Wait first: what is asked is never answered at once, and trying before costs as much as the wait."""
@@ -103,7 +110,7 @@ class Connection:
                 return self._plain.recv(size)
 
     async def receive_all(self) -> list[Frame]:
-        """The frames that have arrived, at least one."""
+        """The frames that have arrived, at least one and at most FRAMES_AT_ONCE."""
         first = await self.receive()
         rest, self._frames = self._frames, []
         return [first, *reversed(rest)]

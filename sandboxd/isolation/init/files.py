@@ -22,10 +22,14 @@ Path = str | bytes
 
 
 class FileReader:
-    """The content of a file as an async iterator of bytes, fetched as fast as it is consumed."""
+    """The content of a file as an async iterator of bytes, fetched as fast as it is consumed.
 
-    def __init__(self, connection: Connection, header: FileHeader) -> None:
+    There are at most `length` of them, if that was asked for: more raise WireError.
+    """
+
+    def __init__(self, connection: Connection, header: FileHeader, length: int | None) -> None:
         self._connection = connection
+        self._left = length
         self.header = header
 
     @property
@@ -37,7 +41,7 @@ class FileReader:
 
     async def __anext__(self) -> bytes:
         frame = await self._connection.receive()
-        if frame.op is Op.DATA:
+        if frame.op is Op.DATA and self._may_be(frame.payload):
             return frame.payload
         if frame.op is Op.END:
             raise StopAsyncIteration
@@ -45,12 +49,18 @@ class FileReader:
             raise error_of(frame)
         raise WireError(f"cannot go on: {frame.op.name} in the content of a file")
 
+    def _may_be(self, part: bytes) -> bool:
+        if self._left is not None:
+            self._left -= len(part)
+        return len(part) > 0 and (self._left is None or self._left >= 0)
+
 
 class DirectoryReader:
-    """Entries as an async iterator; `truncated` is known when it has ended."""
+    """Entries as an async iterator, at most `limit`; `truncated` is known when it has ended."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, limit: int) -> None:
         self._connection = connection
+        self._left = limit
         self.truncated = False
 
     def __aiter__(self) -> "DirectoryReader":
@@ -58,7 +68,8 @@ class DirectoryReader:
 
     async def __anext__(self) -> Entry:
         frame = await self._connection.receive()
-        if frame.op is Op.ENTRY:
+        if frame.op is Op.ENTRY and self._left > 0:
+            self._left -= 1
             return Entry.decode(frame.payload)
         if frame.op is Op.END:
             self.truncated = bool(End.decode(frame.payload).flags & Flag.TRUNCATED)
@@ -129,7 +140,7 @@ class FileOperations(Connector):
         """
         fields = {Tag.DEPTH: depth, Tag.LIMIT: limit, Tag.AFTER: after or None}
         async with self._open(_request(Op.LIST_DIR, path, user, cwd, fields)) as connection:
-            yield DirectoryReader(connection)
+            yield DirectoryReader(connection, limit)
 
     @asynccontextmanager
     async def read_file(
@@ -137,7 +148,7 @@ class FileOperations(Connector):
     ) -> AsyncIterator[FileReader]:
         fields = {Tag.OFFSET: offset, Tag.LENGTH: length}
         async with self._open(_request(Op.READ_FILE, path, user, cwd, fields)) as connection:
-            yield FileReader(connection, await connection.expect(FileHeader))
+            yield FileReader(connection, await connection.expect(FileHeader), length)
 
     async def write_file(
         self,

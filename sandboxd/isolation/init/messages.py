@@ -6,6 +6,7 @@ may be missing, a tuple may repeat. Decoding raises `WireError` for anything els
 """
 
 import dataclasses
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class _Codec:
     decode: Callable[[bytes], Any]
 
 
-def _number(width: int, maximum: int | None = None, *, signed: bool = False) -> _Codec:
+def _number(width: int, maximum: int = 2**64 - 1, *, signed: bool = False) -> _Codec:
     def encode(value: int) -> bytes:
         try:
             return int(value).to_bytes(width, "little", signed=signed)
@@ -64,11 +65,17 @@ def _number(width: int, maximum: int | None = None, *, signed: bool = False) -> 
         if len(value) != width:
             raise WireError(f"cannot decode a number of {len(value)} bytes: {width} expected")
         number = int.from_bytes(value, "little", signed=signed)
-        if maximum is not None and number > maximum:
+        if number > maximum:
             raise WireError(f"cannot accept {number}: at most {maximum}")
         return number
 
     return _Codec(encode, decode)
+
+
+_LARGEST: Final = 2**63 - 1
+"""What the store and every client can hold; offsets and counts never come near it."""
+_LAST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, in ms since the epoch: the last moment that has a date."""
 
 
 def _enumeration(kind: type[_E], width: int) -> _Codec:
@@ -129,10 +136,29 @@ def _decode_program(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-_U8, _U16, _U32, _U64 = _number(1), _number(2), _number(4), _number(8)
+def _to_prose(value: bytes) -> str:
+    """Text for people, in which nothing acts on a terminal, ends a line of a log, or turns the rest around."""
+    text = value.decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def _to_kind(value: bytes) -> str:
+    if not _KIND.fullmatch(value):
+        raise WireError("cannot decode a kind of error: it is a word of up to 15 small letters")
+    return value.decode("ascii")
+
+
+_KIND: Final = re.compile(rb"[a-z_]{1,15}")
+
+_U8, _U16, _U32, _U64 = _number(1), _number(2), _number(4), _number(8, _LARGEST)
+_MOMENT = _number(8, _LAST_MS)
 _PID = _number(4, MAX_PID)
 _NAME = _Codec(_to_bytes, _to_name)
-_PROSE = _Codec(_to_bytes, lambda value: value.decode("utf-8", "replace"))
+_PROSE = _Codec(_to_bytes, _to_prose)
 _RAW = _Codec(bytes, bytes)
 
 _CODECS: Final[Mapping[Tag, _Codec]] = {
@@ -161,15 +187,15 @@ _CODECS: Final[Mapping[Tag, _Codec]] = {
     Tag.STDERR_FROM: _U64,
     Tag.EXIT_CODE: _number(4, 255),
     Tag.EXIT_SIGNAL: _number(4, 127),
-    Tag.STARTED_AT_MS: _U64,
-    Tag.ENDED_AT_MS: _U64,
+    Tag.STARTED_AT_MS: _MOMENT,
+    Tag.ENDED_AT_MS: _MOMENT,
     Tag.STDOUT_TOTAL: _U64,
     Tag.STDERR_TOTAL: _U64,
     Tag.USER_TIME_US: _U64,
     Tag.SYSTEM_TIME_US: _U64,
     Tag.MAX_RSS_KB: _U64,
     Tag.ERRNO: _number(4, 4095),
-    Tag.KIND: _PROSE,
+    Tag.KIND: _Codec(_to_bytes, _to_kind),
     Tag.MESSAGE: _PROSE,
     Tag.SIGNO: _number(4, 64),
     Tag.SCOPE: _enumeration(Scope, 1),
@@ -444,12 +470,17 @@ def decode_message(kind: type[_M], payload: bytes) -> _M:
     """The message in a payload. Raises WireError unless it has all required fields, no unknown ones, none twice."""
     layout = _LAYOUTS[kind]
     values: dict[str, Any] = {}
+    repeated: dict[str, list[Any]] = {}
     for tag, data in decode_fields(payload):
         name = layout.names.get(tag)
-        if name is None or (name in values and tag not in _REPEATABLE):
+        if name is None or name in values:
             raise WireError(f"cannot decode {kind.__name__}: unexpected field {tag.name}")
         value = _CODECS[tag].decode(data)
-        values[name] = (*values.get(name, ()), value) if tag in _REPEATABLE else value
+        if tag in _REPEATABLE:
+            repeated.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    values.update((name, tuple(items)) for name, items in repeated.items())
     missing = layout.required - values.keys()
     if missing:
         raise WireError(f"cannot decode {kind.__name__}: {', '.join(sorted(missing))} missing")

@@ -9,12 +9,14 @@ control; a test compares the constants. In short:
 little-endian throughout; STDIN and DATA carry bare bytes, OUTPUT a stream number, an offset and bare bytes.
 
 init runs inside the sandbox, so everything it says is hostile input: a decoder either returns values within their
-stated bounds or raises `WireError`, whatever the bytes. Texts that people read are decoded with replacement; names
-and paths are bytes in the sandbox and become `str` with surrogateescape.
+stated bounds or raises `WireError`, whatever the bytes, in time that is linear in their number. Frames are bounded by
+what an honest init puts into each of their types (FROM_INIT), and cut out of the stream a few at a time
+(FRAMES_AT_ONCE). Texts that people read are decoded with replacement, and what is not printable in them is escaped;
+names and paths are bytes in the sandbox and become `str` with surrogateescape.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import STRICT, IntEnum, IntFlag
 from typing import Final, NamedTuple
@@ -39,6 +41,7 @@ MAX_WATCHED: Final = 32 * 1024
 MAX_PATTERNS: Final = 64
 MAX_PATTERN: Final = 256
 MAX_NESTING: Final = 256
+MAX_COMMANDS: Final = 1024
 MAX_PORTS: Final = 4096
 MAX_PROGRAM: Final = 15
 
@@ -256,27 +259,62 @@ class ChangeKind(IntEnum):
 
 # ---- frames ----------------------------------------------------------------------------------------------
 
+# Of a frame with fields, where nothing else is said: numbers, and the sentence of an ERROR.
+_FEW_FIELDS: Final = 1024
+
+_MAX_RAW: Final[Mapping[Op, int]] = {
+    Op.STDIN: MAX_DATA,
+    Op.DATA: MAX_DATA,
+    Op.OUTPUT: MAX_DATA + _OUTPUT.size,
+    Op.CHANGES: MAX_CHANGES,
+}
+
+FROM_INIT: Final[Mapping[Op, int]] = {
+    **dict.fromkeys((Op.OK, Op.ERROR, Op.WELCOME, Op.STARTED, Op.GAP, Op.EXITED, Op.STDIN_ACK), _FEW_FIELDS),
+    **dict.fromkeys((Op.STDIN_CLOSED, Op.FILE, Op.PORT, Op.SYNCED, Op.END), _FEW_FIELDS),
+    # Arguments as far as they are kept, a user and a label.
+    Op.LISTED: 8 * 1024,
+    # Up to three paths and two names.
+    Op.ENTRY: 16 * 1024,
+    Op.DATA: _MAX_RAW[Op.DATA],
+    Op.OUTPUT: _MAX_RAW[Op.OUTPUT],
+    Op.CHANGES: _MAX_RAW[Op.CHANGES],
+}
+"""The frames that init sends, and how many bytes of payload each may have."""
+
+ANY: Final[Mapping[Op, int]] = {op: FROM_INIT.get(op, _MAX_RAW.get(op, MAX_PAYLOAD)) for op in Op}
+"""The same for all frames, those that init receives among them."""
+
+FRAMES_AT_ONCE: Final = 256
+"""How many frames a decoder gives at once: the smallest has five bytes, and each of them costs a turn of a loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
+    """One frame: its type, and its payload not yet looked at."""
+
     op: Op
     payload: bytes
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into frames. Holds at most one incomplete frame."""
+    """Cuts a stream of bytes into frames. Holds what was fed and not yet taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepted: Mapping[Op, int] = FROM_INIT) -> None:
+        self._accepted = accepted
         self._buffer = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
-        """The frames completed by `data`, in order. Raises WireError, after which the decoder is of no use."""
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Add what has been received."""
         self._buffer += data
-        frames = []
+
+    def take(self, count: int = FRAMES_AT_ONCE) -> list[Frame]:
+        """The next complete frames, in order, at most so many. Raises WireError; the decoder is of no use then."""
+        frames: list[Frame] = []
         start = 0
         with memoryview(self._buffer) as view:
-            while len(view) - start >= HEADER_SIZE:
-                op, length = _parse_header(view, start)
+            while len(view) - start >= HEADER_SIZE and len(frames) < count:
+                op, length = self._parse_header(view, start)
                 end = start + HEADER_SIZE + length
                 if end > len(view):
                     break
@@ -287,37 +325,30 @@ class FrameDecoder:
 
     @property
     def empty(self) -> bool:
-        """Whether no frame has come in part."""
+        """Whether nothing has come that was not taken."""
         return not self._buffer
 
     def missing(self) -> int:
-        """How many bytes are needed, at least, to complete the next frame. Raises WireError."""
+        """How many bytes are needed, at least, to complete the next frame; 0 if one is complete. Raises WireError."""
         have = len(self._buffer)
         if have < HEADER_SIZE:
             return HEADER_SIZE - have
         with memoryview(self._buffer) as view:
-            _, length = _parse_header(view, 0)
-        return HEADER_SIZE + length - have
+            _, length = self._parse_header(view, 0)
+        return max(HEADER_SIZE + length - have, 0)
+
+    def _parse_header(self, view: memoryview, start: int) -> tuple[Op, int]:
+        length, number = _HEADER.unpack_from(view, start)
+        op = _OPS.get(number)
+        limit = self._accepted.get(op) if op is not None else None
+        if op is None or limit is None:
+            raise WireError(f"cannot decode frame type {number:#x}: unknown, or never sent by the peer")
+        if length > limit:
+            raise WireError(f"cannot decode {op.name} frame of {length} bytes: more than {limit}")
+        return op, length
 
 
-def _parse_header(view: memoryview, start: int) -> tuple[Op, int]:
-    length, number = _HEADER.unpack_from(view, start)
-    try:
-        op = Op(number)
-    except ValueError:
-        raise WireError(f"cannot decode frame type {number:#x}: unknown") from None
-    limit = _MAX_RAW.get(op, MAX_PAYLOAD)
-    if length > limit:
-        raise WireError(f"cannot decode {op.name} frame of {length} bytes: more than {limit}")
-    return op, length
-
-
-_MAX_RAW = {
-    Op.STDIN: MAX_DATA,
-    Op.DATA: MAX_DATA,
-    Op.OUTPUT: MAX_DATA + _OUTPUT.size,
-    Op.CHANGES: MAX_CHANGES,
-}
+_OPS: Final[Mapping[int, Op]] = {int(op): op for op in Op}
 
 
 def encode_frame(op: Op, payload: bytes = b"") -> bytes:
@@ -404,9 +435,8 @@ def encode_field(tag: Tag, value: bytes) -> bytes:
     return _FIELD.pack(tag, len(value)) + value
 
 
-def decode_fields(payload: bytes) -> list[tuple[Tag, bytes]]:
-    """The fields of a structured payload, in order. Raises WireError."""
-    fields = []
+def decode_fields(payload: bytes) -> Iterator[tuple[Tag, bytes]]:
+    """The fields of a structured payload, in order, each when it is asked for. Raises WireError."""
     at = 0
     while at < len(payload):
         if len(payload) - at < _FIELD.size:
@@ -415,9 +445,11 @@ def decode_fields(payload: bytes) -> list[tuple[Tag, bytes]]:
         at += _FIELD.size
         if length > len(payload) - at:
             raise WireError(f"cannot decode field {number} of {length} bytes: the frame ends before it")
-        try:
-            fields.append((Tag(number), payload[at : at + length]))
-        except ValueError:
-            raise WireError(f"cannot decode field {number}: unknown") from None
+        tag = _TAGS.get(number)
+        if tag is None:
+            raise WireError(f"cannot decode field {number}: unknown")
+        yield tag, payload[at : at + length]
         at += length
-    return fields
+
+
+_TAGS: Final[Mapping[int, Tag]] = {int(tag): tag for tag in Tag}
