@@ -96,9 +96,15 @@ class HttpConfig(_Section):
     """largest JSON body; uploads of files are streamed and have no such limit"""
     max_header_bytes: Bytes = 64 * 1024
     max_connections: Annotated[int, Field(ge=1)] = 4096
+    """of each listener. When they are short, the oldest on which no request is under way are closed; root and the
+    daemon's own user on a Unix socket are always let in"""
+    max_connections_per_peer: Annotated[int, Field(ge=1)] = 2048
+    """of these, to one address, one IPv6 /64, or one user on a Unix socket; a proxy in front is one address"""
     keep_alive: Seconds = 620.0
     """idle connections close after this; longer than the 300 s that common client pools keep theirs"""
     header_timeout: Seconds = 30.0
+    """for the head of a request from its first byte on; for that of the first one on a connection from its start, and
+    30 seconds at most"""
     body_idle_timeout: Seconds = 120.0
 
 

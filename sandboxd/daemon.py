@@ -72,7 +72,7 @@ async def serve(
     config: Config, service: Service, listeners: tuple[Listener, ...], *, reload: Callable[[], Config]
 ) -> None:
     stop = trio.Event()
-    server = Server(build_app(service), limits=serving_limits(config))
+    server = Server(build_app(service), limits=serving_limits(config, len(listeners)))
     async with trio.open_nursery() as nursery:
         await nursery.start(handle_signals, stop, nursery.cancel_scope, service, listeners, reload)
         async with trio.open_nursery() as serving:
@@ -335,13 +335,28 @@ def ready_ranges(config: Config) -> Iterator[IdRanges]:
             yield IdRanges(first, RANGES_PER_BLOCK)
 
 
-def serving_limits(config: Config) -> ServingLimits:
+def serving_limits(config: Config, listeners: int) -> ServingLimits:
     return ServingLimits(
-        max_connections=config.http.max_connections,
+        max_connections=connection_limit(config.http.max_connections, listeners),
+        max_connections_per_peer=config.http.max_connections_per_peer,
         header_timeout=config.http.header_timeout,
         keep_alive_timeout=config.http.keep_alive,
         max_header_bytes=config.http.max_header_bytes,
     )
+
+
+def connection_limit(wanted: int, listeners: int) -> int:
+    """Connections of one listener. Half of the descriptors are kept for sandboxes, whoever connects."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = max(1, descriptors // 2 // listeners)
+    if possible < wanted:
+        log.warning(
+            "http.max_connections is %d here, not %d: this process may open %d descriptors; raise LimitNOFILE=",
+            possible,
+            wanted,
+            descriptors,
+        )
+    return min(wanted, possible)
 
 
 def notify(message: str) -> None:

@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import h2.events
 import pytest
 import trio
@@ -119,7 +121,32 @@ async def test_http2_uploads_refused_half_way_give_their_window_back(app):
 async def test_idle_http2_connection_is_closed_after_its_limit(app, autojump_clock):
     async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
         http = Http2Client(stream)
+        await http.response(await http.request("GET", "/ok"))
         began = trio.current_time()
-        await http.flush()
         await read_to_end(stream)
         assert trio.current_time() - began == pytest.approx(0.3, abs=0.1)
+
+
+async def test_http2_connection_without_a_request_is_closed_after_the_limit_for_the_first(app, autojump_clock):
+    """Pings, settings and the like are no request."""
+    limits = ServingLimits(header_timeout=0.3)
+    async with serving(app, limits=limits) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        began = trio.current_time()
+        with suppress(trio.BrokenResourceError), trio.fail_after(PATIENCE):
+            while True:
+                http.h2.ping(b"hello...")
+                await http.flush()
+                await trio.sleep(0.05)
+        assert trio.current_time() - began == pytest.approx(0.3, abs=0.1)
+
+
+async def test_http2_connection_is_kept_between_requests_whatever_else_is_sent(app, autojump_clock):
+    limits = ServingLimits(header_timeout=0.3, keep_alive_timeout=60)
+    async with serving(app, limits=limits) as served, await served.connect() as stream:
+        http = Http2Client(stream)
+        for _ in range(2):
+            assert (await http.response(await http.request("GET", "/ok")))[0] == "200"
+            http.h2.ping(b"hello...")
+            await http.flush()
+            await trio.sleep(1)

@@ -97,20 +97,43 @@ async def test_hundreds_of_idle_connections_disturb_nobody(app):
 
 
 async def test_connections_over_the_limit_are_told_so(app):
-    async with serving(app, limits=ServingLimits(max_connections=2)) as served:
+    async with serving(app, limits=ServingLimits(max_connections=2), tcp=True) as served:
         async with client(served) as one, client(served) as two:
-            await one.request("GET", "/ok")
-            await two.request("GET", "/ok")
+            for busy in (one, two):
+                fields = [("host", "x"), ("content-length", "1"), ("expect", "100-continue")]
+                await busy.send(h11.Request(method="POST", target="/echo", headers=fields))
+                assert isinstance(await busy.next_event(), h11.InformationalResponse)
             refusal = await exchange(served, GET)
             assert refusal.startswith(b"HTTP/1.1 503 ")
-            assert b"2 are open" in refusal
-            one.reuse()
-            response, _ = await one.request("GET", "/ok")
-            assert response.status_code == 200
+            assert b"2 are in use; http.max_connections allows no more" in refusal
+            for busy in (one, two):
+                await busy.send(h11.Data(data=b"x"))
+                await busy.send(h11.EndOfMessage())
+                response, _ = await busy.response()
+                assert response.status_code == 200
         with trio.fail_after(PATIENCE):
             while not await is_serving(served):
                 await trio.lowlevel.checkpoint()
         assert served.server.statistics().refused >= 1
+
+
+async def test_first_request_has_to_come_soon_after_its_connection(app, autojump_clock):
+    """And an idle connection is kept for longer than that."""
+    limits = ServingLimits(header_timeout=0.3, keep_alive_timeout=2)
+    async with serving(app, limits=limits) as served:
+        for raw, stays in ((b"", 0.3), (b"GET /ok HT", 0.3), (GET, 2)):
+            began = trio.current_time()
+            await exchange(served, raw)
+            assert trio.current_time() - began == pytest.approx(stays, abs=0.1)
+
+
+async def test_first_request_has_half_a_minute_whatever_is_configured(app, autojump_clock):
+    async with serving(app, limits=ServingLimits(header_timeout=600, keep_alive_timeout=600)) as served:
+        began = trio.current_time()
+        async with await served.connect() as stream:
+            with trio.fail_after(2 * PATIENCE):
+                assert await stream.receive_some() == b""
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
 
 
 @contextmanager

@@ -192,12 +192,14 @@ class ExchangeTasks:
         helpers: trio.Nursery,
         hung_up: Callable[[], bool],
         output: Output,
+        on_begin: Callable[[], None],
         on_websocket: Callable[[], None],
     ) -> None:
         self._applications = applications
         self._helpers = helpers
         self.hung_up = hung_up
         self._output = output
+        self._on_begin = on_begin
         self._on_websocket = on_websocket
         self._credit: Credit | None = None
 
@@ -208,6 +210,7 @@ class ExchangeTasks:
     async def spawn_app(
         self, app: ASGIFramework, config: HypercornConfig, scope: Scope, send: AppSend
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        self._on_begin()
         alone = cast("Any", scope)["http_version"] < "2"
         if alone and scope["type"] == "websocket":
             self._on_websocket()

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from sandboxd.http.server.admission import ConnectionSlots, NoSlotError, Slot
 from sandboxd.http.server.listeners import Listener
 from sandboxd.http.server.peer import Peer, dialect_of, identify, peer_of, stopping_of
 from sandboxd.http.server.stack import ASGIFramework, ConnectionState, HypercornConfig, WorkerContext
@@ -47,7 +48,9 @@ REFUSAL = (
 class ServingLimits:
     """Limits of the HTTP layer; seconds and bytes. Those of request bodies are the application's (`HttpApp`)."""
 
+    # Of each listener; of these to one peer (an address, a user). Half: a proxy in front is one peer, too.
     max_connections: int = 4096
+    max_connections_per_peer: int = 2048
     # nginx gives a client 60 s for its headers; a program on the same host needs one packet.
     header_timeout: float = 10.0
     # Longer than the pools of common clients keep a connection (httpx 5 s, Go 90 s, urllib3 for ever): the side that
@@ -88,7 +91,6 @@ class Server:
         self._patience = _patience(self._limits)
         self._stopping = trio.Event()
         self._live: set[Transport] = set()
-        self._open = 0
         self._refusing = 0
         self._accepted = 0
         self._refused = 0
@@ -96,7 +98,7 @@ class Server:
 
     def statistics(self) -> ServingStatistics:
         return ServingStatistics(
-            connections=self._open,
+            connections=len(self._live),
             accepted=self._accepted,
             refused=self._refused,
             failed=self._failed,
@@ -134,6 +136,8 @@ class Server:
 
     async def _accept_all(self, listener: Listener, connections: trio.Nursery) -> None:
         listener.socket.setblocking(False)
+        limits = self._limits
+        slots = ConnectionSlots(total=limits.max_connections, per_peer=limits.max_connections_per_peer)
         with trio.socket.from_stdlib_socket(listener.socket) as accepting:
             exhausted = False
             while True:
@@ -147,43 +151,47 @@ class Server:
                     if not exhausted:
                         log.error("cannot accept connections on %s: %s", listener.label, error.strerror)
                     exhausted = True
+                    slots.make_room()
                     await trio.sleep(ACCEPT_PAUSE)
                 else:
                     exhausted = False
-                    self._welcome(sock, listener, connections)
+                    self._welcome(sock, listener, slots, connections)
 
-    def _welcome(self, sock: trio.socket.SocketType, listener: Listener, connections: trio.Nursery) -> None:
+    def _welcome(
+        self, sock: trio.socket.SocketType, listener: Listener, slots: ConnectionSlots, connections: trio.Nursery
+    ) -> None:
         self._accepted += 1
-        if self._open < self._limits.max_connections:
-            self._open += 1
-            connections.start_soon(self._converse, sock, listener)
-        elif self._refusing < MAX_REFUSALS and listener.tls is None:
-            connections.start_soon(self._refuse, sock)
-        else:
+        try:
+            peer = identify(sock, listener=listener.label)
+            slot = slots.take(peer)
+        except OSError:
+            sock.close()  # it has left already
+        except NoSlotError as error:
             self._refused += 1
-            sock.close()
+            if self._refusing < MAX_REFUSALS and listener.tls is None:
+                self._refusing += 1
+                connections.start_soon(self._refuse, sock, str(error))
+            else:
+                sock.close()
+        else:
+            transport = self._transport(sock, listener, peer, slot)
+            slot.let_go = transport.let_go
+            connections.start_soon(self._converse, transport, peer, slot)
 
-    async def _converse(self, sock: trio.socket.SocketType, listener: Listener) -> None:
+    async def _converse(self, transport: Transport, peer: Peer, slot: Slot) -> None:
         """One connection, guarded: whatever goes wrong in it, however the peer managed, ends here."""
-        with sock:
-            try:
-                peer = identify(sock, listener=listener.label)
-            except OSError:
-                self._open -= 1  # it has left already
-                return
-            transport = self._transport(sock, listener, peer)
-            self._live.add(transport)
-            try:
-                await transport.run()
-            except Exception as error:
-                self._failed += 1
-                log.warning("connection of %s ended by %r", peer, _leaf(error))
-                log.debug("its traceback", exc_info=True)
-            finally:
-                self._live.discard(transport)
-                self._open -= 1
+        self._live.add(transport)
+        try:
+            await transport.run()
+        except Exception as error:
+            self._failed += 1
+            log.warning("connection of %s ended by %r", peer, _leaf(error))
+            log.debug("its traceback", exc_info=True)
+        finally:
+            self._live.discard(transport)
+            slot.release()
 
-    def _transport(self, sock: trio.socket.SocketType, listener: Listener, peer: Peer) -> Transport:
+    def _transport(self, sock: trio.socket.SocketType, listener: Listener, peer: Peer, slot: Slot) -> Transport:
         stream: Any = trio.SocketStream(sock)
         if listener.tls is not None:
             stream = trio.SSLStream(stream, listener.tls.context, server_side=True, https_compatible=True)
@@ -195,13 +203,12 @@ class Server:
             client=peer.address,
             state=ConnectionState({"peer": peer, "stopping": self._stopping, "dialect": listener.dialect}),
             patience=self._patience,
+            slot=slot,
         )
 
-    async def _refuse(self, sock: trio.socket.SocketType) -> None:
+    async def _refuse(self, sock: trio.socket.SocketType, why: str) -> None:
         """Say why, then wait for the peer to go, or its unread request would turn the answer into a reset."""
-        self._refused += 1
-        self._refusing += 1
-        body = b'{"error": "cannot take another connection: %d are open; try again shortly"}' % self._open
+        body = f'{{"error": "cannot take another connection: {why}", "kind": "unavailable"}}'.encode()
         try:
             with sock, trio.move_on_after(REFUSAL_LINGER):
                 await sock.send(REFUSAL % (len(body), body))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import trio
 
+from sandboxd.http.server.admission import Slot
 from sandboxd.http.server.exchange import ExchangeTasks, PeerGoneError
 from sandboxd.http.server.protocol import Address, ProtocolContext, ProtocolSwitch
 from sandboxd.http.server.stack import (
@@ -41,6 +42,10 @@ READ_BYTES = 64 * 1024
 
 # A sender waits while more than this is unsent: two reads' worth keeps a download at full speed.
 UNSENT_BYTES = 128 * 1024
+
+# Seconds in which a first request must have come; configuration may make it less. Who connects means to send one at
+# once.
+FIRST_REQUEST_LIMIT = 30.0
 
 # Seconds an application has to end once its connection has, before it is cancelled.
 ENDING_GRACE = 5.0
@@ -83,6 +88,7 @@ class Transport:
         client: Address | None,
         state: ConnectionState,
         patience: Patience,
+        slot: Slot,
     ) -> None:
         self._stream = stream
         self._app = app
@@ -91,6 +97,7 @@ class Transport:
         self._client = client
         self._state = state
         self._patience = patience
+        self._slot = slot
         self._tls = isinstance(stream, trio.SSLStream)
         plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._socket: trio.socket.SocketType = plain.socket
@@ -102,8 +109,10 @@ class Transport:
         self._output_added = trio.lowlevel.ParkingLot()
         self._output_taken = trio.lowlevel.ParkingLot()
 
+        self._opening = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._idle = True
+        self._served = False
         self._request_begun = False
         self._websocket = False
         self._closing = False
@@ -113,11 +122,12 @@ class Transport:
 
     async def run(self) -> None:
         try:
-            alpn = await self._handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError):
+            with self._opening:
+                alpn = await self._handshake()
+            if not self._opening.cancelled_caught:
+                await self._converse(alpn)
+        except trio.BrokenResourceError:
             pass  # there is nobody to tell
-        else:
-            await self._converse(alpn)
         finally:
             self._socket.close()
 
@@ -126,13 +136,18 @@ class Transport:
         if self._idle or self._closing:
             self._reading.cancel("the daemon is stopping")
 
+    def let_go(self) -> None:
+        """Another needs the slot of this connection, on which no request is under way: leave now."""
+        self._opening.cancel("its slot is needed")
+        self._reading.cancel("its slot is needed")
+
     async def _converse(self, alpn: str | None) -> None:
         async with trio.open_nursery() as helpers:
             async with trio.open_nursery() as applications:
                 self._protocol = self._make_protocol(applications, helpers, alpn)
                 helpers.start_soon(self._write_all)
                 await self._protocol.initiate()
-                self._wait_for_request()
+                self._reading.deadline = trio.current_time() + min(self._patience.headers, FIRST_REQUEST_LIMIT)
                 await self._read_all()
                 await self._protocol.handle(Closed())
                 applications.cancel_scope.deadline = trio.current_time() + ENDING_GRACE
@@ -144,8 +159,8 @@ class Transport:
     async def _handshake(self) -> str | None:
         if not isinstance(self._stream, trio.SSLStream):
             return None
-        with trio.fail_after(self._patience.handshake):
-            await self._stream.do_handshake()
+        self._opening.deadline = trio.current_time() + self._patience.handshake
+        await self._stream.do_handshake()
         alpn: str | None = self._stream.selected_alpn_protocol()
         return alpn
 
@@ -155,6 +170,7 @@ class Transport:
             helpers=helpers,
             hung_up=self._peer_hung_up,
             output=self,
+            on_begin=self._begin,
             on_websocket=self._expect_pongs,
         )
         context = ProtocolContext(
@@ -201,7 +217,7 @@ class Transport:
             await self._end()
         elif self._websocket:
             self._reading.deadline = now + self._patience.websocket
-        elif self._idle and not self._request_begun:
+        elif self._protocol.awaits_request and not self._request_begun:
             # Slow headers are a cheap way to hold a connection: the time runs from the first byte, not from each.
             self._request_begun = True
             self._reading.deadline = min(self._reading.deadline, now + self._patience.headers)
@@ -209,6 +225,10 @@ class Transport:
     def _expect_pongs(self) -> None:
         """From now on the peer is pinged, so a peer that sends nothing at all for long is not there any more."""
         self._websocket = True
+
+    def _begin(self) -> None:
+        """The first request is under way: whoever sends one may keep the connection."""
+        self._served = True
 
     def _peer_hung_up(self) -> bool:
         poll = select.poll()
@@ -229,15 +249,23 @@ class Transport:
             else:
                 self._idle = False
                 self._reading.deadline = math.inf
+                self._slot.begin()
         elif isinstance(event, Closed):
             await self._end()
 
     def _wait_for_request(self) -> None:
         self._idle = True
         self._request_begun = False
-        self._reading.deadline = trio.current_time() + self._patience.idle
+        patience = self._patience.idle if self._served else min(self._patience.headers, FIRST_REQUEST_LIMIT)
+        self._reading.deadline = trio.current_time() + patience
+        self._rest()
         if self._context.terminated.is_set():
             self.retire()
+
+    def _rest(self) -> None:
+        """Nothing is under way any more once the peer has taken its response, too."""
+        if self._idle and not self._unsent_bytes:
+            self._slot.rest()
 
     async def _end(self) -> None:
         """Close in order: send what is unsent, say that no more comes, let the peer do the same."""
@@ -279,6 +307,7 @@ class Transport:
             self._unsent = deque([data] if data else [])
             self._unsent_bytes = len(data)
             self._output_taken.unpark_all()
+            self._rest()
         if self._unsent:
             self._output_added.unpark_all()
 
@@ -303,6 +332,7 @@ class Transport:
         self._writing = False
         self._unsent_bytes = sum(map(len, self._unsent))
         self._output_taken.unpark_all()
+        self._rest()
 
     async def _half_close(self) -> None:
         if isinstance(self._stream, trio.SSLStream):
