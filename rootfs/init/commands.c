@@ -23,6 +23,7 @@
 enum {
     MAX_ENDED_MEMORY = 64 * 1024 * 1024, /* rings of ended commands */
     LINGER_LIMIT = 10,
+    TERMINAL_WINDOW = 64 * 1024, /* of output that a lossless reader has not been sent */
     READS_AT_EXIT = 64, /* then other connections get their turn */
 };
 
@@ -156,8 +157,10 @@ static size_t room(const struct command *command, int number)
     uint64_t slowest = attachments_slowest(command, number);
     if (slowest == UINT64_MAX)
         return sizeof scratch;
+    /* A terminal is ahead of its reader by little, or what its user sees is long past. */
+    uint64_t limit = command->terminal && ring->limit > TERMINAL_WINDOW ? TERMINAL_WINDOW : ring->limit;
     uint64_t unsent = ring->end - (slowest > ring->start ? slowest : ring->start);
-    uint64_t free_space = unsent < ring->limit ? ring->limit - unsent : 0;
+    uint64_t free_space = unsent < limit ? limit - unsent : 0;
     return free_space < sizeof scratch ? (size_t)free_space : sizeof scratch;
 }
 

@@ -422,3 +422,33 @@ def test_what_was_drained_stays_drained_over_a_restart(own_box: Box) -> None:
     pty.type(b"\r")
     pty.read_until(b"two\r\n")
     assert pty.seen == b"one\r\ntwo\r\n"
+
+
+# -- flow control -------------------------------------------------------------------------------------------------
+
+
+async def test_behind_a_flood_a_slow_client_sees_its_interrupt_soon(box: Box) -> None:
+    """The client that types sets the pace: after its ctrl-c comes what was on its way, not megabytes of the past."""
+    pty = await off(Pty.start, box)
+    async with joined(pty) as client:
+        await client.until_prompt()
+        await client.type(b"PS1=ready'>'; seq 1 1000000000\r")
+        while len(client.seen) < MIB:
+            await client.read()
+        await trio.sleep(1)  # in which the program would write tens of megabytes
+        before = len(client.seen)
+        await client.type(b"\x03")
+        await client.until_output(b"ready>")
+        assert len(client.seen) - before < 2 * MIB
+        numbers = [int(line) for line in client.seen.split(b"\r\n") if line.isdigit()]
+        assert len(numbers) > 100_000
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))  # and nothing of it is missing
+
+
+async def test_an_observer_that_does_not_read_holds_nobody_up(box: Box) -> None:
+    pty = await off(Pty.start, box)
+    async with joined(pty) as client, joined(pty, write="never"):
+        await client.until_prompt()
+        await client.type(b"PS1=ready'>'; seq 1 1000000\r")
+        await client.until_output(b"ready>")
+        assert b"\r\n1000000\r\n" in client.seen

@@ -1,8 +1,9 @@
 """The task beside each background command: starts it, writes its output to its log, records how it ended.
 
 It is attached lossless, so as long as the daemon runs no output is lost, and what slows the command down is at most
-our disk. While no daemon runs, sandbox-init keeps the newest output in a ring; the next follower goes on from where
-the log ends. A command's end is recorded before sandbox-init is told to forget it.
+our disk, or, in a terminal, the client that types (pace.py). While no daemon runs, sandbox-init keeps the newest
+output in a ring; the next follower goes on from where the log ends. A command's end is recorded before sandbox-init
+is told to forget it.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ from sandboxd.service.commands.attached import (
     spawn_request,
 )
 from sandboxd.service.commands.log import LogWriter
+from sandboxd.service.commands.pace import Pace
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.store import Store
 from sandboxd.threads import run_in_thread
@@ -68,6 +70,8 @@ class Command:
         self._changing = trio.Lock()
         self.changed = trio.Event()
         """set, and replaced, when there is output, or an end"""
+        self.pace = Pace()
+        """which a terminal's output keeps"""
 
     async def change(self, store: Store, change: Callable[[CommandRecord], CommandRecord]) -> None:
         """Change its record: stored, then visible; one change after the other. Raises: Unavailable, but visible then.
@@ -195,6 +199,8 @@ class CommandFollower:
                 command.wake()
             if isinstance(last := events[-1], Exited):
                 return last
+            if chunks and command.record.terminal is not None:
+                await command.pace.keep(chunks[-1].offset + len(chunks[-1].data))
 
     async def _append(self, writer: LogWriter, chunks: list[OutputChunk], *, complained: bool) -> bool:
         """What the disk does not take is a gap in the log: no reason to hold the command up. Whether it was said."""

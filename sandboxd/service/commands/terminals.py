@@ -15,6 +15,7 @@ from sandboxd.errors import NotFound
 from sandboxd.model import CommandRecord, CommandSpec, OutputChunk, StreamName
 from sandboxd.service.commands.background import BackgroundCommands
 from sandboxd.service.commands.follower import Command
+from sandboxd.service.commands.pace import Pace
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.threads import run_in_thread
 
@@ -27,19 +28,23 @@ class Seat:
     """A client's place at a terminal."""
 
     def __init__(self) -> None:
+        self.sent: int | None = None
+        """offset in the output before which it has been sent everything; None while it is still shown the past"""
         self.taken_over = trio.Event()
         """set, and replaced, when another client has become the writer in its place"""
 
 
 class Seats:
-    """Who sits at one terminal, and which of them writes. Pure but for the events."""
+    """Who sits at one terminal, and which of them writes, whose pace the terminal keeps."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.writer: Seat | None = None
+        self._pace = pace
 
     def take(self, seat: Seat) -> None:
         """Become the writer, whoever it was."""
         former, self.writer = self.writer, seat
+        self._pace.lead(seat.sent)
         if former is not None and former is not seat:
             former.taken_over.set()
             former.taken_over = trio.Event()
@@ -51,6 +56,13 @@ class Seats:
     def leave(self, seat: Seat) -> None:
         if self.writer is seat:
             self.writer = None
+            self._pace.lead(None)
+
+    def note_sent(self, seat: Seat, sent: int) -> None:
+        """Everything before that offset in the output has been sent to the client."""
+        seat.sent = sent
+        if self.writer is seat:
+            self._pace.lead(sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,7 @@ class Terminals:
         return command
 
     def seats(self, command: Command) -> Seats:
-        return self._seats.setdefault(command, Seats())
+        return self._seats.setdefault(command, Seats(command.pace))
 
     async def drain(self, entry: Entry, command: Command, *, limit: int, patience: float) -> Drained:
         """What nobody has drained yet, at most `limit` bytes; if there is nothing, wait for it so many seconds.

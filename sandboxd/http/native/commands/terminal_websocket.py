@@ -86,7 +86,7 @@ class _Client:
                 nursery.start_soon(self._obey, nursery.cancel_scope)
                 nursery.start_soon(self._notice_take_over, wish.on_take_over == "close", nursery.cancel_scope)
                 nursery.start_soon(self._feed)
-                await self._report(offset)
+                await self._report(offset, end)
                 nursery.cancel_scope.cancel("the terminal ended")
         finally:
             self._seats.leave(self._seat)
@@ -122,7 +122,9 @@ class _Client:
             size={"cols": size.cols, "rows": size.rows},
         )
 
-    async def _report(self, offset: int) -> None:
+    async def _report(self, offset: int, past: int) -> None:
+        """What comes from there on, the past first, until the terminal has ended."""
+        self._note_sent(offset, past)
         follow = self._background.follow(self._entry, self._command, offset, stream=StreamName.STDOUT)
         async with aclosing(follow) as pages:
             async for page in pages:
@@ -133,10 +135,16 @@ class _Client:
                     else:
                         offset += item.lost
                         await self._say(type="gap", stream="stdout", lost_bytes=item.lost, offset=offset)
+                    self._note_sent(offset, past)
         record = self._record
         if record.status is CommandStatus.LOST:
             raise SandboxLost(f"cannot follow terminal {record.id} any more: its machine has ended")
         await self._say(type="exit", status=record.status, **end_facts(record))
+
+    def _note_sent(self, offset: int, past: int) -> None:
+        """The program does not wait while the past is sent, of which there may be much."""
+        if offset >= past:
+            self._seats.note_sent(self._seat, offset)
 
     async def _notice_take_over(self, close: bool, everything: trio.CancelScope) -> None:
         while True:
