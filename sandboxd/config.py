@@ -2,7 +2,8 @@
 
     sandboxd serve --config /etc/sandboxd/sandboxd.toml
 
-Command-line options override the file. Every key, its unit and its default is a field below; README lists them.
+Command-line options override the file. Every key, its unit and its default is a field below; the
+manual's page on the daemon lists them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The structure that README's architecture section describes, held against the imports as they are."""
+"""The structure that sandboxd/README.md describes, held against the imports as they are."""
 
 import ast
 import sys
@@ -21,6 +21,7 @@ VALUES = {
     "crashpoints",
     "errors",
     "logs",
+    "manual",
     "model",
     "paths",
     "recent_log",

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", type=_ABSOLUTE, help="TOML file; see README for its keys.")
+@click.option("--config", type=_ABSOLUTE, help="TOML file; `sandboxctl help daemon` lists its keys.")
 @click.option("--state-dir", type=_ABSOLUTE, help="Where sandboxes' files and the database live.")
 @click.option("--runtime-dir", type=_ABSOLUTE, help="Where sockets live.")
 @click.option("--image-dir", type=_ABSOLUTE, help="Where images live; several daemons may share it.")

@@ -29,7 +29,7 @@ class Size(click.ParamType[int]):
 def _places(command: Callable[..., None]) -> Callable[..., None]:
     path = click.Path(path_type=Path)
     command = click.option("--state-dir", type=path, help="Where sandboxes' files and the database live.")(command)
-    return click.option("--config", type=path, help="TOML file; see README for its keys.")(command)
+    return click.option("--config", type=path, help="TOML file; `sandboxctl help daemon` lists its keys.")(command)
 
 
 @click.group()

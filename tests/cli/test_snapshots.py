@@ -1,4 +1,4 @@
-"""sandboxctl snapshot, clone, restore and storage, as README shows them."""
+"""sandboxctl snapshot, clone, restore and storage, as the manual shows them."""
 
 from pathlib import Path
 

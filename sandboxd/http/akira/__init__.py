@@ -1,4 +1,5 @@
-"""Akira's API: create, execute, upload, download, snapshots. README says what was chosen where it does not say.
+"""Akira's API: create, execute, upload, download, snapshots. The manual (clients) says what was chosen where
+Akira's documents do not.
 
 routes.py    its paths, and at which of them the native API already answers
 schemas.py   its bodies

@@ -1,4 +1,5 @@
-"""A terminal over a websocket: replay, what comes, input from the one client that writes. README has the messages.
+"""A terminal over a websocket: replay, what comes, input from the one client that writes. The manual (terminals)
+has the messages.
 
 Each client reads the log at its own pace, so a slow one holds back nobody; one so slow that what it should read next
 has been pruned is told of the gap. However the conversation ends, the terminal goes on.
