@@ -39,6 +39,7 @@ class Conversation:
     def __init__(self, sock, number):
         self.sock, self.number = sock, number
         self.http = h11.Connection(h11.SERVER)
+        self.answered = False
 
     def event(self):
         while (event := self.http.next_event()) is h11.NEED_DATA:
@@ -86,6 +87,15 @@ def do_echo(self, request, query):
         "connection": self.number,
     }
     self.answer(json.dumps(facts).encode() if request.method != b"HEAD" else b"", ("x-program", "echo"))
+
+
+def do_once(self, request, query):
+    """Answers the first request of a connection, and closes without a word on the second."""
+    if self.answered:
+        return False
+    self.answered = True
+    self.answer(str(self.number).encode())
+    return True
 
 
 def do_two_writes(self, request, query):

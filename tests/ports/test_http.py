@@ -209,6 +209,19 @@ def test_a_connection_that_the_program_closed_is_not_used_again(served: Served) 
         assert told(served, "GET", "/echo")["method"] == "GET"
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_reused_connection_that_closes_without_an_answer_is_not_the_clients_affair(
+    served: Served, method: str
+) -> None:
+    """The program may be closing it just as the request arrives; what may be asked twice is, over a fresh one."""
+    numbers = set()
+    for _ in range(6):
+        answer = ask(served, method, "/once")
+        assert answer.status == 200
+        numbers.add(int(answer.data))  # type: ignore[attr-defined]
+    assert len(numbers) == 6
+
+
 def test_hop_by_hop_headers_stay_on_their_hop(served: Served) -> None:
     sent = {
         "Connection": "keep-alive, X-Mine, Cookie2",

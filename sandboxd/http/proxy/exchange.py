@@ -38,7 +38,8 @@ class ProxyExchange(Forwarding):
         self._pending: list[Any] = []
         self._has_body = False
         self._begun = False
-        self._patience = trio.CancelScope()
+        self._patience: trio.CancelScope
+        """of the attempt under way, for its answer to begin"""
 
     async def run(self, pool: UpstreamPool, entry: Entry) -> None:
         request = await self._request()
@@ -53,6 +54,7 @@ class ProxyExchange(Forwarding):
     async def _ask(self, pool: UpstreamPool, entry: Entry, request: h11.Request, *, reuse: bool) -> bool:
         """Whether there was an answer: not on a connection that was used before, and just being closed."""
         upstream = await pool.take(entry, self.wanted.port, reuse=reuse)
+        self._patience = trio.CancelScope()  # a scope is entered once, and this may be the second attempt
         try:
             with ungrouped():
                 await self._converse(upstream, request)
