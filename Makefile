@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test bench soak check clean
+.PHONY: help setup run serve test bench soak check lint clean
 MAKEFLAGS += --no-print-directory
 # Hundreds of daemons start in the tests: let the first one keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,8 +27,10 @@ serve: ## set up, then run a daemon until Ctrl-C (ARGS="--listen tcp:127.0.0.1:8
 	@$(SETUP) packages venv init image
 	@exec $(BIN)/sandboxd serve $(ARGS)
 
-test: setup ## set up, then run the tests (ARGS="tests/http -k upload" for some of them)
-	@exec $(BIN)/python -m pytest --numprocesses=auto $(ARGS)
+# What the linters have to say is no reason not to run the tests, which say more.
+test: setup ## set up, then lint and run every test; what fails is run once more, alone (ARGS="tests/http -k upload": some)
+	@linted=0; $(if $(ARGS),,$(MAKE) lint || linted=$$?;) \
+	$(BIN)/python -m pytest -p tests.support.flaky --rerun-alone --numprocesses=auto $(ARGS); exit $$linted
 
 bench: setup ## set up, then measure against the peers that are installed (ARGS for options)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
@@ -36,12 +38,14 @@ bench: setup ## set up, then measure against the peers that are installed (ARGS 
 soak: setup ## set up, then an hour of many clients and a daemon killed again and again (ARGS="--minutes 10" for less)
 	@exec $(BIN)/python -m tests.soak $(ARGS)
 
-check: ## linters, types, and the tests of the code's structure
+check: lint ## linters, types, and the tests of the code's structure
+	$(BIN)/python -m pytest -q tests/test_*.py
+
+lint:
 	@$(SETUP) venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_*.py
 
 clean: ## remove what was built here, .venv included; images stay (sandboxctl image rm)
 	@! test -e rootfs/init/Makefile || $(MAKE) -C rootfs/init clean
