@@ -1,6 +1,7 @@
 """What the code bridge says, as values: within bounds and fit to be written again, whatever it sends."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sandboxd.errors import NotFound, SandboxdError, TooManyRequests, Unprocessa
 from sandboxd.http.kit.streams import ServerSentEvent
 from sandboxd.http.native.code.schemas import ExecutionView, event_facts
 from sandboxd.model import StreamName
+from sandboxd.service.code.bounded_json import read_json
 from sandboxd.service.code.protocol import (
     BridgeError,
     LineSplitter,
@@ -102,6 +104,80 @@ def test_no_end_of_empty_pieces_is_taken() -> None:
     decoder = RunDecoder(LIMITS)
     line = json.dumps(text("")).encode() + b"\n"
     assert sum(len(decoder.feed(line * 1000)) for _ in range(200)) == 100_000
+    with pytest.raises(BridgeError, match="without end"):
+        decoder.feed(line * 900_000)
+
+
+WIDE = CodeLimits(output=1 << 20, results=1 << 20)
+
+
+def json_result(text: str) -> bytes:
+    """The line of a result whose JSON is `text`."""
+    return b'{"type":"result","main":true,"data":{"application/json":' + text.encode() + b"}}\n"
+
+
+@pytest.mark.parametrize("text", ["[" + "{}," * 300_000 + "{}]", "[" * 70_000 + "]" * 70_000], ids=["wide", "deep"])
+def test_a_result_of_too_many_values_is_dropped_and_said(text: str) -> None:
+    decoder = RunDecoder(WIDE)
+    assert decoder.feed(json_result(text)) == []
+    assert decoder.feed(json_result("[1]")) == [RunResult({"application/json": [1]}, main=True)]
+    assert decoder.feed(json.dumps(END).encode() + b"\n") == [RunEnded(7, truncated=True)]
+
+
+def test_many_values_in_many_results_are_dropped_and_said() -> None:
+    decoder = RunDecoder(WIDE)
+    small = json_result("[" + "0," * 20_000 + "0]")
+    assert sum(len(decoder.feed(small)) for _ in range(20)) == 12
+    assert decoder.feed(json.dumps(text("still heard")).encode() + b"\n") == []
+    assert decoder.feed(json.dumps(END).encode() + b"\n") == [RunEnded(7, truncated=True)]
+
+
+def test_a_bridge_that_goes_on_sending_too_much_is_given_up() -> None:
+    decoder = RunDecoder(WIDE)
+    for _ in range(10):
+        assert decoder.feed(json_result("[" * 70_000)) == []
+    with pytest.raises(BridgeError, match="again and again"):
+        decoder.feed(json_result("[" * 70_000))
+
+
+def test_an_error_is_told_however_much_was_said_and_no_larger_than_is_good() -> None:
+    error = {"type": "error", "name": "E", "value": "v", "traceback": "t" * 1_000_000}
+    events = decode(text("x" * 2000), error, END, limits=CodeLimits(output=1000, results=1000 * 1000))
+    assert [type(event) for event in events] == [RunError, RunEnded]
+    assert isinstance(events[0], RunError)
+    assert len(events[0].traceback) == 256 * 1024
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.booleans(),
+    st.sampled_from([None, 1, "\t"]),
+)
+def test_what_is_read_piece_by_piece_is_what_json_reads(value: Any, ascii_only: bool, indent: Any) -> None:
+    written = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    assert read_json(written.encode(), values=10_000, depth=100) == json.loads(written)
+
+
+@given(st.text(alphabet='[]{},:"\\u0d8e-+.1aTnul \n\x7f\u00e9', max_size=30))
+def test_what_is_no_json_is_none_piece_by_piece_either(written: str) -> None:
+    def read(reader: Callable[[str], Any]) -> Any:
+        try:
+            return reader(written)
+        except ValueError:
+            return ValueError
+
+    whole = read(lambda text: json.loads(text, strict=False))
+    if whole is not ValueError:
+        assert read(lambda text: read_json(text.encode(), values=100, depth=100)) is not ValueError
+
+
+@pytest.mark.parametrize("width", range(10))
+def test_escapes_that_a_piece_ends_in_are_whole(width: int) -> None:
+    written = '"' + "x" * (64 * 1024 - width) + "\\ud83d\\ude00\u00e9\\n" + "\U0001f600\\\\" * 40_000 + '"'
+    assert read_json(written.encode(), values=1, depth=1) == json.loads(written)
 
 
 def test_an_endless_line_is_refused_before_it_is_kept() -> None:
@@ -122,7 +198,7 @@ def test_nothing_comes_after_the_end() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"[]", b"1", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"type": "unknown"}', b'{"type": []}',
+        b"", b"[]", b"1", b"null", b"{", b"\xff\xfe", b"[" * 60_000, b'{"type": "unknown"}', b'{"type": []}',
         b'{"type": "stdout"}', b'{"type": "stdout", "text": 1}', b'{"type": "result", "data": 1}',
         b'{"type": "result", "data": []}',
         b'{"type": "count", "execution_count": -1}', b'{"type": "count", "execution_count": "1"}',

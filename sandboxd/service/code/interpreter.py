@@ -24,6 +24,7 @@ from sandboxd.isolation.init.client import Attachment, InitClient, InitError, Sp
 from sandboxd.isolation.init.messages import Exited, Listed
 from sandboxd.isolation.init.wire import CommandState, Output, Scope, Stream
 from sandboxd.model import Image
+from sandboxd.service.code.bounded_json import TooMuchJson
 from sandboxd.service.code.protocol import (
     BridgeError,
     LineSplitter,
@@ -32,6 +33,7 @@ from sandboxd.service.code.protocol import (
     decode_contexts,
     encode_request,
     encode_run,
+    is_large,
 )
 from sandboxd.service.code.values import (
     CodeContext,
@@ -45,6 +47,7 @@ from sandboxd.service.code.values import (
 )
 from sandboxd.service.commands.attached import init_errors, oom_kills
 from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +64,11 @@ ANSWER_LIMIT: Final = 10.0
 STOP_LIMIT: Final = 20.0
 # Less memory than this holds one kernel with pandas and little else.
 MEMORY_FOR_SPARES: Final = 512 * 1024 * 1024
-_RECEIVE_SIZE: Final = 256 * 1024
+# Of the smallest messages, as many as are decoded without anybody waiting for it.
+_RECEIVE_SIZE: Final = 64 * 1024
 _MAX_ANSWER: Final = 1024 * 1024
+# For a processor: what is decoded beside is decoded no sooner.
+_decoders: Final = trio.CapacityLimiter(2)
 _T = TypeVar("_T")
 
 
@@ -95,13 +101,18 @@ class CodeRun:
             with trio.fail_at(max(self._deadline, trio.current_time() + ANSWER_LIMIT)):
                 data = await self._answer.receive()
             if data:
-                return self._decoder.feed(data)
+                return [event for line in self._decoder.lines(data) for event in await self._decode(line)]
             raise BridgeError("it ended")
         except trio.TooSlowError:
             return _cut_short("ExecutionTimeout", "the sandbox did not stop the code when its time was over")
         except (BridgeError, trio.BrokenResourceError) as error:
             _still_there(self._entry)
             return _cut_short("KernelDied", f"what runs kernels in the sandbox failed: {error}")
+
+    async def _decode(self, line: bytes) -> tuple[RunEvent, ...]:
+        if is_large(line):
+            return await run_in_thread(self._decoder.decode, line, limiter=_decoders)
+        return self._decoder.decode(line)
 
     def _told(self, events: list[RunEvent]) -> list[RunEvent]:
         """With the reason that only the host knows."""
@@ -192,8 +203,9 @@ class Code:
         try:
             async with self._request(entry, request, limit=ANSWER_LIMIT) as answer:
                 with trio.fail_after(ANSWER_LIMIT):
-                    return decode(await _line(answer))
-        except (BridgeError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                    line = await _line(answer)
+                    return await run_in_thread(decode, line, limiter=_decoders) if is_large(line) else decode(line)
+        except (BridgeError, TooMuchJson, trio.BrokenResourceError, trio.TooSlowError) as error:
             _still_there(entry)
             raise Unprocessable(
                 f"cannot manage the contexts of sandbox {entry.sandbox.id}: what runs kernels in it failed ({error})",

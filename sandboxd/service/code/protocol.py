@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from sandboxd.errors import NotFound, SandboxdError, TooManyRequests, Unprocessable
 from sandboxd.model import StreamName
+from sandboxd.service.code.bounded_json import MAX_DIGITS, TooMuchJson, read_json
 from sandboxd.service.code.values import (
     CodeContext,
     CodeLimits,
@@ -29,9 +30,21 @@ from sandboxd.service.code.values import (
 )
 
 _MAX_DEPTH: Final = 100
-_MAX_DIGITS: Final = 4000
 _MAX_CONTEXTS: Final = 1000
 _MAX_PIECES: Final = 100_000
+"""Messages of one run that are passed on."""
+_MAX_DROPPED: Final = 900_000
+"""Messages of one run that are read and dropped."""
+_MAX_VALUES: Final = 250_000
+"""In all the results of one run."""
+_MIN_VALUES: Final = 1000
+"""In a message that is no result: it has a few."""
+_MAX_EXCESSES: Final = 10
+"""Lines with more values than are taken, each of which costs as much as one with as many."""
+_MAX_ERROR: Final = 256 * 1024
+"""Characters of each text of an error."""
+_LARGE: Final = 64 * 1024
+"""Bytes of a line that is not for the event loop to decode."""
 _T = TypeVar("_T")
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -94,30 +107,53 @@ class RunDecoder:
         self._output = limits.output
         self._results = limits.line
         self._pieces = _MAX_PIECES
+        self._values = _MAX_VALUES
+        self._excesses = 0
         self._truncated = False
         self.ended = False
 
     def feed(self, data: bytes | bytearray) -> list[RunEvent]:
         """Raises: BridgeError; and what the bridge refuses the run for, as a SandboxdError."""
-        return [event for line in self._splitter.feed(data) for event in self._bounded(line)]
+        return [event for line in self.lines(data) for event in self.decode(line)]
 
-    def _bounded(self, line: bytes) -> tuple[RunEvent, ...]:
+    def lines(self, data: bytes | bytearray) -> list[bytes]:
+        """The lines completed by `data`, for decode(). Raises: BridgeError."""
+        return self._splitter.feed(data)
+
+    def decode(self, line: bytes) -> tuple[RunEvent, ...]:
+        """The events of a line, none if it is over a limit. For a thread if is_large(). Raises: as feed."""
         if self.ended:
             raise BridgeError("it went on after the end")
-        event = _decode(line, _RUN)
+        try:
+            event = _decode(line, _RUN, values=self._values)
+        except TooMuchJson as error:
+            self._excesses += 1
+            if self._excesses > _MAX_EXCESSES:
+                raise BridgeError("it sends more values than are taken, again and again") from error
+            self._truncated = True
+            return ()
         if isinstance(event, RunEnded):
             self.ended = True
             return (replace(event, truncated=event.truncated or self._truncated),)
+        self._pieces -= 1
+        if self._pieces < -_MAX_DROPPED:
+            raise BridgeError("it sends messages without end")
         if isinstance(event, RunText):
             self._output -= len(event.text)
         if isinstance(event, RunResult):
             self._results -= len(line)
-        if isinstance(event, RunText | RunResult):
-            self._pieces -= 1
-        if min(self._output, self._results, self._pieces) >= 0:
+            self._values -= _values_in(event.data)
+        left = min(self._output, self._results, self._values, self._pieces)
+        # An error is told however much was said before it.
+        if left >= 0 or (isinstance(event, RunError) and self._pieces >= 0):
             return (event,)
         self._truncated = True
         return ()
+
+
+def is_large(line: bytes) -> bool:
+    """Whether to decode it would keep the event loop waiting."""
+    return len(line) > _LARGE
 
 
 def decode_context(line: bytes) -> CodeContext:
@@ -131,8 +167,9 @@ def decode_contexts(line: bytes) -> tuple[CodeContext, ...]:
 Raw = dict[str, Any]
 
 
-def _decode(line: bytes, kinds: Mapping[str, Callable[[Raw], _T]]) -> _T:
-    raw = _parse(line)
+def _decode(line: bytes, kinds: Mapping[str, Callable[[Raw], _T]], *, values: int = _MAX_VALUES) -> _T:
+    """`values`: how many a large line may have. Raises: BridgeError, TooMuchJson; a refusal as a SandboxdError."""
+    raw = _parse(line, max(values, _MIN_VALUES))
     if not isinstance(raw, dict):
         raise BridgeError("it sent a line that is no JSON object")
     kind = raw.get("type")
@@ -144,18 +181,33 @@ def _decode(line: bytes, kinds: Mapping[str, Callable[[Raw], _T]]) -> _T:
         raise BridgeError(f"it sent a malformed {str(kind)[:40]!r}: {str(error)[:100]}") from error
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes, values: int) -> Any:
     """Any JSON, with nothing in it that could not be written again."""
-    text = line.decode("utf-8", "replace")
     try:
+        if is_large(line):
+            return read_json(line, values=values, depth=_MAX_DEPTH)
+        text = line.decode("utf-8", "replace")
         value = json.loads(text, parse_constant=lambda name: None, parse_int=_integer, parse_float=_real)
         return _scrubbed(value) if _SURROGATE.search(text) else value
     except (ValueError, RecursionError) as error:
         raise BridgeError(f"it sent a line that is not JSON: {str(error)[:100]}") from error
 
 
+def _values_in(value: Any) -> int:
+    """How many values there are in it, itself included."""
+    total, left = 0, [value]
+    while left:
+        total += 1
+        match left.pop():
+            case dict() as found:
+                left += found.values()
+            case list() as found:
+                left += found
+    return total
+
+
 def _integer(digits: str) -> int | None:
-    return int(digits) if len(digits) <= _MAX_DIGITS else None
+    return int(digits) if len(digits) <= MAX_DIGITS else None
 
 
 def _real(digits: str) -> float | None:
@@ -246,6 +298,6 @@ _RUN: Final[Mapping[str, Callable[[Raw], RunEvent]]] = {
     "stdout": lambda raw: RunText(StreamName.STDOUT, _text(raw, "text")),
     "stderr": lambda raw: RunText(StreamName.STDERR, _text(raw, "text")),
     "result": _result,
-    "error": lambda raw: RunError(_text(raw, "name"), _text(raw, "value"), _text(raw, "traceback")),
+    "error": lambda raw: RunError(*(_text(raw, part)[:_MAX_ERROR] for part in ("name", "value", "traceback"))),
     "end": lambda raw: RunEnded(_whole(raw, "execution_ms"), raw.get("truncated") is True),
 }
