@@ -59,6 +59,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "log": ("sandboxd.cli.records:log", "Show the daemon's log."),
         "image": ("sandboxd.cli.images:image", "Build, import, list and remove images."),
         "key": ("sandboxd.cli.keys:key", "Create, list and revoke API keys."),
+        "help": ("sandboxd.cli.manual:help_command", "Show a topic of the manual, or list them."),
         "completion": ("sandboxd.cli.host:completion", "Print a completion script for a shell."),
     },
 }

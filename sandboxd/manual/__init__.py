@@ -3,6 +3,8 @@
 The daemon serves it at /docs, `sandboxctl help` shows it, and the tests run its examples.
 """
 
+import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -44,3 +46,19 @@ def page(name: str) -> Page:
     if name not in TOPICS:
         raise KeyError(name)
     return Page(name, (resources.files(__name__) / f"{name}.md").read_text("utf-8"))
+
+
+def near(name: str) -> list[str]:
+    """The topics that a mistyped name may mean, the likeliest first: those spelt alike, and those that mention it."""
+    alike = difflib.get_close_matches(name.lower(), TOPICS, cutoff=0.55)
+    mentioned = [topic for topic in TOPICS if re.search(rf"\b{re.escape(name.lower())}", _headings(topic))]
+    return list(dict.fromkeys([*alike, *mentioned]))[:4]
+
+
+def anchor(heading: str) -> str:
+    """What a link to a heading calls it, e.g. "to-its-end": the same here and where GitHub shows the page."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _headings(topic: str) -> str:
+    return " ".join(re.findall(r"^#+ (.*)", page(topic).text, re.MULTILINE)).lower()

@@ -9,6 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from sandboxd import manual
 from sandboxd.config import Config
 from tests.docs.documents import DOCUMENTS
 from tests.support.daemon import CHECKOUT
@@ -30,8 +31,7 @@ def anchors(page: Path) -> set[str]:
     parsed = list(tokens(page))
     for token, text in pairwise(parsed):
         if token.type == "heading_open":
-            words = re.sub(r"[^\w\- ]", "", text.content.lower())
-            found.add(words.replace(" ", "-"))
+            found.add(manual.anchor(text.content))
     return found
 
 
@@ -81,3 +81,7 @@ def test_the_manual_lists_every_key_of_the_configuration_and_no_other() -> None:
     table = page.partition("\n| key |")[2].partition("\n\n")[0]
     listed = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", table, re.MULTILINE)
     assert {key for cell in listed for key in re.findall(r"[\w.]+", cell)} == set(keys_of(Config))
+
+
+def test_the_manuals_contents_are_all_its_pages() -> None:
+    assert sorted(manual.TOPICS) == [page.stem for page in sorted((CHECKOUT / "sandboxd/manual").glob("*.md"))]

@@ -158,8 +158,8 @@ def _page(document: Mapping[str, Any]) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>sandboxd API</title><style>{_STYLE}</style><h1>sandboxd {html.escape(__version__)}</h1>"
         "<p>The native API. As a document: <a href=/v1/openapi.json>openapi.json</a>. Interactive commands: "
-        "websocket <code>GET /v1/sandboxes/{sandbox}/exec</code>, terminals: <code>…/pty/{pty}/ws</code>; README has "
-        "their messages.</p>" + "".join(sections) + "</html>"
+        "websocket <code>GET /v1/sandboxes/{sandbox}/exec</code>, terminals: <code>…/pty/{pty}/ws</code>; the "
+        "<a href=../docs>manual</a> has their messages.</p>" + "".join(sections) + "</html>"
     )
 
 

@@ -1,7 +1,7 @@
 """The native API in one screen: every path of /v1, who may use it, and what does it."""
 
 from sandboxd.http.kit.routes import Route
-from sandboxd.http.native import openapi
+from sandboxd.http.native import manual, openapi
 from sandboxd.http.native.code.routes import CODE_ROUTES
 from sandboxd.http.native.commands.routes import COMMAND_ROUTES
 from sandboxd.http.native.daemon import daemon, images, keys, log
@@ -110,4 +110,4 @@ API = (
 )
 # fmt: on
 
-ROUTES = (*API, *openapi.routes(API))
+ROUTES = (*API, *openapi.routes(API), *manual.ROUTES)
