@@ -17,6 +17,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,12 +297,25 @@ def install_init(config: Config) -> Path:
     except OSError as error:
         raise StartupError(f"cannot read sandbox-init: {error}") from error
     target = config.runtime_dir / f"sandbox-init-{hashlib.sha256(program).hexdigest()[:12]}"
-    if not target.exists() or target.stat().st_size != len(program):  # cut short by a power cut
+    if not _holds(target, program):
         fresh = target.with_suffix(f".{os.getpid()}")
         fresh.write_bytes(program)
         fresh.chmod(0o555)
         fresh.rename(target)
     return target
+
+
+def _holds(target: Path, program: bytes) -> bool:
+    """Whether it is there, whole, and may be run: every sandbox runs it as its first process.
+
+    A power cut can leave a file of the right size and name with anything in it.
+    """
+    try:
+        with target.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            return stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o555 and file.read(len(program) + 1) == program
+    except OSError:
+        return False
 
 
 def find_bwrap(config: Config) -> Path:

@@ -19,6 +19,10 @@ WORK = "work"
 READ_ONLY = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
+class NotAMountPoint(OSError):
+    """Where something has to be mounted, the tree has something else than a plain directory."""
+
+
 def make_private() -> None:
     """Cut mount propagation to the host, first of all."""
     syscalls.mount("none", "/", flags=MS_REC | MS_PRIVATE)
@@ -117,7 +121,7 @@ def mount_point(root: int, point: str) -> int:
             found = _open_or_make(parent, part)
         except OSError as error:
             message = f"the image's {point} is not a plain directory, and is a mount point"
-            raise OSError(error.errno, message) from error
+            raise NotAMountPoint(error.errno, message) from error
         finally:
             os.close(parent)
         parent = found

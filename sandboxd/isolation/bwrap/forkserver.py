@@ -67,6 +67,8 @@ def _serve_one(control: socket.socket, server: "ForkServer") -> bool:
         return False
     try:
         reply = server.serve(request, dict(zip(request["descriptors"], descriptors, strict=True)))
+    except overlay.NotAMountPoint as error:
+        reply = {"error": error.strerror, "errno": error.errno, "kind": "bad_mount_point"}
     except OSError as error:
         reply = {"error": str(error), "errno": error.errno}
     finally:
@@ -130,11 +132,11 @@ def _become_bwrap(plan: dict[str, Any], named: dict[str, int], userns: int) -> N
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     overlay.make_private()
-    init = overlay.clone_tree(plan["init"], read_only=True)
+    init = os.open(plan["init"], os.O_RDONLY | os.O_CLOEXEC)  # now: the stage may hide it
     overlay.make_stage(plan["stage"])
     with overlay.acting_as(plan["range_start"]):
         devices.make_dev(DEV, root_id=plan["range_start"])
-    overlay.attach(init, f"{DEV}/{plan['init_name']}")
+        devices.add_program(f"{DEV}/{plan['init_name']}", init)
     with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
         _write("/proc/self/oom_score_adj", "500")
     enter_userns(userns)

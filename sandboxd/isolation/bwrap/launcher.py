@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from sandboxd.errors import LaunchFailed, Unavailable
+from sandboxd.errors import LaunchFailed, Unavailable, Unprocessable
 from sandboxd.isolation.bwrap.pipes import Gate
 from sandboxd.isolation.bwrap.requests import AssembleRequest, StartRequest
 from sandboxd.threads import shortage
@@ -35,7 +35,7 @@ class Launcher:
     """Owns: the fork server process and the socket to it. Made anew if it dies.
 
     Cancelled: a request that was sent is always read to its reply (it takes about a millisecond), so request and
-    reply never go out of step. Raises: LaunchFailed, Unavailable.
+    reply never go out of step. Raises: LaunchFailed, Unavailable, Unprocessable (its files cannot be a root).
     """
 
     def __init__(self) -> None:
@@ -75,6 +75,8 @@ class Launcher:
         answer: dict[str, Any] = json.loads(reply)
         if "error" in answer:
             said, number = answer["error"], answer.get("errno")
+            if (kind := answer.get("kind")) is not None:  # the files are at fault, and they are the client's
+                raise Unprocessable(f"cannot start the sandbox: {said}", kind=kind)
             raise shortage(said, number) or LaunchFailed(f"cannot start the sandbox: {said}", errno=number)
         return answer
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from sandboxd.isolation.bwrap.assembly import DEV
 from sandboxd.isolation.bwrap.marks import MARK
 from sandboxd.isolation.bwrap.requests import AssembleRequest, StageMount, StartRequest
 from sandboxd.isolation.plan import LaunchPlan, Slot
@@ -71,7 +72,7 @@ def _argv(slot: Slot, bwrap: Path) -> tuple[str, ...]:
     ]
     # fmt: on
     for path in _existing(MASKED_FILES):
-        argv += ["--ro-bind", "/dev/null", path]
+        argv += ["--ro-bind", f"{STAGE}/{DEV}/null", path]
     for path in _existing(MASKED_DIRECTORIES):
         argv += ["--tmpfs", path, "--remount-ro", path]
     # The last operation: bwrap copies from the gate until that opens. The file stays behind with bwrap's own root.

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from sandboxd.config import find_asset
-from sandboxd.errors import LaunchFailed
+from sandboxd.errors import Unprocessable
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.bwrap.backend import BwrapBackend
 from sandboxd.isolation.bwrap.seccomp import compile_profile
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
 from sandboxd.model import Bind
+from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.needs_root
 
@@ -107,7 +108,7 @@ async def test_a_link_in_place_of_a_mount_point_is_refused(
     backend: BwrapBackend, plan: LaunchPlan, victim: Path, where: str, link: str, above: str
 ):
     plant(plan, where, link, f"{above}{victim}")
-    with pytest.raises(LaunchFailed, match="is not a plain directory, and is a mount point") as caught:
+    with pytest.raises(Unprocessable, match="is not a plain directory, and is a mount point") as caught:
         async with launched(backend, plan):
             pass
     assert "/" + link.partition("/")[0] in caught.value.message
@@ -141,3 +142,23 @@ def test_bwrap_alone_follows_such_a_link(tmp_path: Path, victim: Path, prefix: l
         assert os.listdir(victim) == ["shown"]
     else:
         pytest.skip(f"bwrap {version} does not follow it any more")
+
+
+@pytest.mark.parametrize("link", ["dev", "proc"])
+def test_such_files_are_the_clients_fault(root_daemon: Daemon, victim: Path, link: str):
+    """Whoever has put them there, by a snapshot say, learns which place it is; without the link it starts."""
+    sandbox = root_daemon.create()
+    try:
+        assert root_daemon.call("POST", f"/v1/sandboxes/{sandbox}/stop").status == 200
+        upper = root_daemon.state / "sandboxes" / sandbox / "upper"
+        if (upper / link).is_dir():
+            (upper / link).rmdir()
+        (upper / link).symlink_to(victim)
+        answer = root_daemon.call("POST", f"/v1/sandboxes/{sandbox}/start")
+        assert (answer.status, answer.json["kind"]) == (422, "bad_mount_point")
+        assert f"the image's /{link} is not a plain directory" in answer.json["error"]
+        assert os.listdir(victim) == []
+        (upper / link).unlink()
+        assert root_daemon.call("POST", f"/v1/sandboxes/{sandbox}/start").status == 200
+    finally:
+        root_daemon.delete_all()
