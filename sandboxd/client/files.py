@@ -35,12 +35,15 @@ class FileMethods(Caller):
         mode: int | None = None,
         user: str | None = None,
         parents: bool = False,
+        atomic: bool = True,
     ) -> int:
-        """Write a file as one atomic step, from bytes or a stream of any length; returns its size.
+        """Write a file from bytes or a stream of any length, and return its size.
 
         `size`: what a stream will yield, if known. `mode`: permission bits. `parents`: make missing directories.
+        `atomic`: it is complete or not there; otherwise the file itself is written, and keeps its hard links,
+        extended attributes and ACLs.
         """
-        query = _query(path, mode=_octal(mode), user=user, parents=parents)
+        query = _query(path, mode=_octal(mode), user=user, parents=parents, atomic=atomic)
         return int((await self._send("PUT", sandbox_path(sandbox, "files"), query, data, size))["size"])
 
     @asynccontextmanager

@@ -67,9 +67,38 @@ def test_a_relative_path_begins_at_the_working_directory(box: Box, daemon: Daemo
     assert elsewhere.shell("cat /var/tmp/note; stat -c %U /var/tmp/note")["stdout"] == "yroot\n"
 
 
-def test_a_write_replaces_as_one_step_and_keeps_the_mode(box: Box) -> None:
+IDENTITY = "stat -c '%i %h %a %U' /tmp/d/file; python3 -c 'import os; print(os.listxattr(\"/tmp/d/file\"))'"
+MAKE = (
+    "mkdir /tmp/d && echo a longer old text > /tmp/d/file && chmod 640 /tmp/d/file && ln /tmp/d/file /tmp/d/other && "
+    'python3 -c \'import os; os.setxattr("/tmp/d/file", "user.mine", b"1")\''
+)
+
+
+def test_a_write_is_to_the_file_itself_as_any_tools(box: Box) -> None:
+    assert box.shell(MAKE)["exit_code"] == 0
+    before = box.shell(IDENTITY)["stdout"]
+    assert " 2 640 user" in before
+    assert "user.mine" in before
+    fs(box, "write", path="/tmp/d/file", content="new")
+    assert box.shell(IDENTITY)["stdout"] == before
+    assert box.shell("cat /tmp/d/other")["stdout"] == "new"
+    # What may be written may be, in a directory that may not be, too.
+    box.shell("chown root /tmp/d && chmod 755 /tmp/d", user="root")
+    fs(box, "write", path="/tmp/d/file", content="newer")
+    assert box.shell("cat /tmp/d/other")["stdout"] == "newer"
+    assert refused(box, "write", path="/tmp/d/file", content="x", atomic=True) == (403, "permission_denied")
+    path = f"/v1/sandboxes/{box.id}/files?path=/tmp/d/file"
+    assert box.daemon.call("PUT", path, data=b"newest").status == 403
+    assert box.daemon.call("PUT", f"{path}&atomic=false", data=b"newest").status == 200
+    assert box.shell("cat /tmp/d/other")["stdout"] == "newest"
+    assert box.shell(IDENTITY)["stdout"] == before
+
+
+def test_an_atomic_write_replaces_as_one_step_and_keeps_the_mode(box: Box) -> None:
     box.shell("mkdir /tmp/d && echo old > /tmp/d/file && chmod 640 /tmp/d/file && ln -s file /tmp/d/link")
-    fs(box, "write", path="/tmp/d/link", content="new")
+    number = box.shell("stat -c %i /tmp/d/file")["stdout"]
+    fs(box, "write", path="/tmp/d/link", content="new", atomic=True)
+    assert box.shell("stat -c %i /tmp/d/file")["stdout"] != number
     looked = box.shell("ls /tmp/d; cat /tmp/d/file; stat -c %a /tmp/d/file; readlink /tmp/d/link")
     assert looked["stdout"].split() == ["file", "link", "new640", "file"]
 
@@ -79,6 +108,7 @@ def test_append_and_mode_and_overwrite(box: Box) -> None:
     fs(box, "write", path="/tmp/log", content="two\n", append=True)
     assert box.shell("cat /tmp/log; stat -c %a /tmp/log")["stdout"] == "one\ntwo\n600\n"
     assert refused(box, "write", path="/tmp/log", content="", overwrite=False) == (409, "exists")
+    assert refused(box, "write", path="/tmp/log", content="", append=True, atomic=True) == (422, "invalid_request")
     assert refused(box, "write", path="/tmp/no/such", content="", parents=False) == (404, "not_found")
 
 

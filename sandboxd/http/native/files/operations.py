@@ -87,7 +87,7 @@ async def write(call: Call) -> Written:
     wish: WriteText | WriteBytes = call.body
     options = WriteOptions(
         mode=None if wish.mode is None else int(wish.mode, 8),
-        atomic=not wish.append,
+        atomic=wish.atomic,
         append=wish.append,
         exclusive=not wish.overwrite,
         parents=wish.parents,

@@ -48,7 +48,7 @@ FS = "/v1/sandboxes/<sandbox>/fs"
 FILE_ROUTES = (
     Route(method="PUT", path=FILES, handler=transfers.upload, scope=WRITE,
           query=UploadQuery, response=Written, streams="upload",
-          summary="Write a file of any size, atomically; Content-Encoding: gzip is undone"),
+          summary="Write a file of any size, as one step; Content-Encoding: gzip is undone"),
     Route(method="GET", path=FILES, handler=transfers.download, scope=READ,
           query=FileQuery, streams="download",
           summary="Read a file: Range, If-Range, If-None-Match; compressed where Accept-Encoding is gzip alone"),

@@ -127,14 +127,20 @@ class _WriteFile(FileQuery):
     parents: bool = True
     """make missing directories on the way"""
     append: bool = False
-    """add to the file in place, instead of replacing it as one step"""
+    """add to the file, instead of replacing what is in it"""
     overwrite: bool = True
     """false: 409 when it exists"""
+    atomic: bool = False
+    """have readers see the old file or the whole new one: written beside it and renamed, so it is another file then,
+    without the hard links, extended attributes and ACLs of the old; by default the file itself is written, as editors
+    and shells do"""
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:
         if self.append and not self.overwrite:
             raise ValueError("append and overwrite: false exclude each other")
+        if self.append and self.atomic:
+            raise ValueError("append and atomic exclude each other: what is added is added to the file itself")
         return self
 
 
@@ -209,14 +215,20 @@ class ChangeOwner(FileQuery):
     """change what a symbolic link leads to, not the link; `recursive` never follows one"""
 
 
-class UploadQuery(FileQuery):
-    mode: Mode = "0644"
-    """permission bits, octal"""
+class _UploadPlace(FileQuery):
+    mode: Mode | None = None
+    """permission bits, octal; by default those it has, 0644 for a new file"""
     parents: bool = False
     """make missing directories on the way"""
 
 
-class UploadPartQuery(UploadQuery):
+class UploadQuery(_UploadPlace):
+    atomic: bool = True
+    """write beside the file and rename, so that an upload that breaks off changes nothing; false: write the file
+    itself, which keeps its hard links, extended attributes and ACLs, and needs no right to write to its directory"""
+
+
+class UploadPartQuery(_UploadPlace):
     offset: Offset
     """where this piece begins: how much of the upload has come"""
     complete: bool = False

@@ -1,5 +1,6 @@
 """Files of any size, streamed in and out."""
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
@@ -13,6 +14,7 @@ from sandboxd.http.kit.compression import Gzip, decoded_body, wants_gzip
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import OwningBody
 from sandboxd.http.native.files.operations import files_of
+from sandboxd.http.native.files.schemas import UploadPartQuery, UploadQuery
 from sandboxd.http.native.files.views import (
     Located,
     UploadState,
@@ -35,7 +37,7 @@ ATTEMPTS: Final = 5
 
 async def upload(call: Call) -> Written:
     body = decoded_body(aiter(request.body), request.headers)
-    options = WriteOptions(mode=int(call.query.mode, 8), parents=call.query.parents, atomic=True)
+    options = replace(_options(call.query), atomic=call.query.atomic)
     size = await files_of(call).write(call.query.place, body, options)
     return Written.at(call.query.place, size=size)
 
@@ -43,11 +45,15 @@ async def upload(call: Call) -> Written:
 async def upload_part(call: Call) -> UploadState:
     query = call.query
     body = decoded_body(aiter(request.body), request.headers)
-    options = WriteOptions(mode=int(query.mode, 8), parents=query.parents)
+    options = _options(query)
     offset = await files_of(call).append_part(
         query.place, body, offset=query.offset, complete=query.complete, options=options
     )
     return UploadState.at(query.place, offset=offset, complete=query.complete)
+
+
+def _options(query: UploadQuery | UploadPartQuery) -> WriteOptions:
+    return WriteOptions(mode=None if query.mode is None else int(query.mode, 8), parents=query.parents)
 
 
 async def upload_state(call: Call) -> UploadState:
