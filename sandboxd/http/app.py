@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 from sandboxd.errors import SandboxdError
 from sandboxd.http.akira import errors as akira_errors
 from sandboxd.http.akira import routes as akira
+from sandboxd.http.kit.conversation import conversing
 from sandboxd.http.kit.routes import add_routes, render
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.native.routes import ROUTES
@@ -41,7 +42,8 @@ def build_app(service: Service) -> ASGIFramework:
     app.register_error_handler(SandboxdError, _domain_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
-    return PortProxy(cast("ASGIFramework", app), service, (by_host(service.ports.names.domain), by_path))
+    proxy = PortProxy(cast("ASGIFramework", app), service, (by_host(service.ports.names.domain), by_path))
+    return conversing(proxy)
 
 
 def error_response(status: int, message: str, kind: str, details: dict[str, Any]) -> Response:

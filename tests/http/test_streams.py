@@ -1,19 +1,19 @@
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+import quart
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.http.kit.conversation import Conversation, conversation_of, conversing
 from sandboxd.http.kit.streams import (
     SSE_KEEP_ALIVE_EVENT,
     ServerSentEvent,
-    encode_ndjson,
-    ndjson_response,
     sse_response,
     stream_response,
+    to_json,
 )
 from sandboxd.http.server.connection import SandboxdApp
 from tests.http.support import PATIENCE, exchange, read_to_end, serving
@@ -77,12 +77,11 @@ def test_id_with_a_nul_is_refused():
 
 def test_text_that_is_no_unicode_does_not_break_the_stream():
     assert ServerSentEvent("\udcff").encode() == b"data: ?\n\n"
-    assert encode_ndjson("\udcff") == b'"?"\n'
 
 
 def test_json_that_is_none_is_an_error_of_ours():
     with pytest.raises(ValueError, match="JSON"):
-        encode_ndjson(float("nan"))
+        to_json(float("nan"))
 
 
 # Responses
@@ -91,12 +90,17 @@ def test_json_that_is_none_is_an_error_of_ours():
 def app_with(make: Any) -> Any:
     app: Any = SandboxdApp("streams")
     app.ended = trio.Event()
+    app.asgi_app = conversing(app.asgi_app)
 
     @app.get("/stream")
     async def stream() -> Any:
         return make(app)
 
     return app
+
+
+def talk() -> Conversation:
+    return conversation_of(quart.request.scope)
 
 
 def body_of(raw: bytes) -> bytes:
@@ -131,7 +135,7 @@ async def quiet(app: Any) -> AsyncGenerator[ServerSentEvent, None]:
 
 
 async def test_events_arrive_and_the_response_ends_with_its_source():
-    app = app_with(lambda app: sse_response(numbers(app)))
+    app = app_with(lambda app: sse_response(talk(), numbers(app)))
     async with serving(app) as served:
         raw = await exchange(served, GET)
     head, _, _ = raw.lower().partition(b"\r\n\r\n")
@@ -142,23 +146,26 @@ async def test_events_arrive_and_the_response_ends_with_its_source():
 
 
 async def test_memory_channel_is_a_source_too():
+    def encode(value: Any) -> bytes:
+        return to_json(value).encode()
+
     def make(app: Any) -> Any:
         send, receive = trio.open_memory_channel[Any](2)
         send.send_nowait({"a": 1})
         send.send_nowait([])
         send.close()
-        return ndjson_response(receive)
+        return stream_response(talk(), receive, encode=encode, content_type="x/json")
 
     async with serving(app_with(make)) as served:
         raw = await exchange(served, GET)
-    assert [json.loads(line) for line in body_of(raw).splitlines()] == [{"a": 1}, []]
-    assert b"content-type: application/x-ndjson" in raw
+    assert body_of(raw) == b'{"a":1}[]'
+    assert b"content-type: x/json" in raw
 
 
 async def test_headers_arrive_before_the_first_event():
     def make(app: Any) -> Any:
         app.send, receive = trio.open_memory_channel[ServerSentEvent](0)
-        return sse_response(receive)
+        return sse_response(talk(), receive)
 
     app = app_with(make)
     async with serving(app) as served, await served.connect() as stream:
@@ -172,7 +179,7 @@ async def test_headers_arrive_before_the_first_event():
 
 @pytest.mark.parametrize("filler", [b":\n\n", SSE_KEEP_ALIVE_EVENT])
 async def test_silence_is_filled(filler):
-    app = app_with(lambda app: sse_response(quiet(app), keep_alive=filler, interval=0.05))
+    app = app_with(lambda app: sse_response(talk(), quiet(app), keep_alive=filler, interval=0.05))
     async with serving(app) as served, await served.connect() as stream:
         await stream.send_all(GET)
         received = b""
@@ -191,14 +198,14 @@ async def test_no_event_is_lost_between_fillers():
             await trio.sleep(0.012)
             yield ServerSentEvent.of(number)
 
-    app = app_with(lambda app: sse_response(slow(), interval=0.005))
+    app = app_with(lambda app: sse_response(talk(), slow(), interval=0.005))
     async with serving(app) as served:
         events = parse_sse(body_of(await exchange(served, GET)).decode())
     assert [event["data"] for event in events] == [str(number) for number in range(30)]
 
 
 async def test_client_that_leaves_ends_the_source():
-    app = app_with(lambda app: sse_response(quiet(app)))
+    app = app_with(lambda app: sse_response(talk(), quiet(app)))
     async with serving(app) as served:
         async with await served.connect() as stream:
             await stream.send_all(GET)
@@ -208,7 +215,7 @@ async def test_client_that_leaves_ends_the_source():
 
 
 async def test_stopping_the_daemon_ends_the_stream_properly_and_at_once(autojump_clock):
-    app = app_with(lambda app: sse_response(quiet(app)))
+    app = app_with(lambda app: sse_response(talk(), quiet(app)))
     async with serving(app, grace=PATIENCE) as served, await served.connect() as stream:
         await stream.send_all(GET)
         received = b""
@@ -228,7 +235,7 @@ async def test_source_that_fails_cuts_the_response(caplog):
         yield ServerSentEvent("first")
         raise RuntimeError("boom")
 
-    async with serving(app_with(lambda app: sse_response(failing()))) as served:
+    async with serving(app_with(lambda app: sse_response(talk(), failing()))) as served:
         raw = await exchange(served, GET)
     assert b"first" in raw
     assert not raw.endswith(b"0\r\n\r\n")
@@ -246,7 +253,7 @@ async def test_slow_client_holds_its_source_back(autojump_clock):
             yield bytes(16_384)
 
     def make(app: Any) -> Any:
-        return stream_response(flood(), encode=bytes, content_type="application/octet-stream")
+        return stream_response(talk(), flood(), encode=bytes, content_type="application/octet-stream")
 
     async with serving(app_with(make)) as served, await served.connect() as stream:
         await stream.send_all(GET)
@@ -258,7 +265,7 @@ async def test_slow_client_holds_its_source_back(autojump_clock):
 async def test_stream_of_bytes_without_filler_stays_silent(autojump_clock):
     def make(app: Any) -> Any:
         app.send, receive = trio.open_memory_channel[bytes](0)
-        return stream_response(receive, encode=bytes, content_type="text/plain", interval=0.01)
+        return stream_response(talk(), receive, encode=bytes, content_type="text/plain", interval=0.01)
 
     app = app_with(make)
     async with serving(app) as served, await served.connect() as stream:

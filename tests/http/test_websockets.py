@@ -3,12 +3,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+import quart
 import trio
 import trio_websocket
 from trio.testing import MockClock
 
 from sandboxd.errors import LaunchFailed, NotFound
 from sandboxd.http.kit import websockets
+from sandboxd.http.kit.conversation import conversation_of, conversing
 from sandboxd.http.kit.websockets import INBOUND_BYTES, Close, Overflow, WebsocketSession, websocket_session
 from sandboxd.http.server import exchange
 from sandboxd.http.server.connection import SandboxdApp, WebsocketDisconnected
@@ -20,11 +22,12 @@ def app_with(handler: Any, **options: Any) -> Any:
     """An application with one websocket, whose session `handler` runs; `app.ended` is set when that is over."""
     app: Any = SandboxdApp("websockets")
     app.ended = trio.Event()
+    app.asgi_app = conversing(app.asgi_app)
 
     @app.websocket("/ws")
     async def ws() -> None:
         try:
-            async with websocket_session(**options) as session:
+            async with websocket_session(conversation_of(quart.websocket.scope), **options) as session:
                 await handler(session)
         finally:
             app.ended.set()

@@ -51,6 +51,22 @@ class Tenant(Holder):
         assert self.town.daemon.call("DELETE", f"/v1/keys/{self.id}").status == 200
 
     @contextlib.contextmanager
+    def asked(self, method: str, path: str, body: Any = None) -> Iterator[http.client.HTTPConnection]:
+        """A request that was sent, and whose answer has not been read."""
+        content = None if body is None else json.dumps(body).encode()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)) as connection:
+            connection.request(method, path, content, self.headers)
+            yield connection
+
+    @contextlib.contextmanager
+    def opened(
+        self, method: str, path: str, body: Any = None
+    ) -> Iterator[tuple[http.client.HTTPConnection, http.client.HTTPResponse]]:
+        """A request whose answer has begun, and its connection."""
+        with self.asked(method, path, body) as connection, connection.getresponse() as response:
+            yield connection, response
+
+    @contextlib.contextmanager
     def slow_request(self, method: str, path: str, body: bytes) -> Iterator["SlowRequest"]:
         """A request of which everything but the last byte of its body has been sent, and is waited for."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT) as sock:
@@ -103,6 +119,12 @@ class Conversation:
         while isinstance(message := await self.socket.get_message(), bytes):
             pass
         return json.loads(message)
+
+    async def until(self, kind: str) -> Any:
+        """Read on until a message of that type has come."""
+        while (message := await self.next())["type"] != kind:
+            pass
+        return message
 
     async def rest(self) -> tuple[list[Any], int, str]:
         """What comes until it is closed: text messages, the close code, and its reason."""

@@ -1,5 +1,6 @@
 """Attacks of one tenant on another: a name that changes hands, a key that is revoked, an id taken for a name."""
 
+import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,3 +277,183 @@ def test_events_are_those_of_the_sandbox_meant_not_of_what_is_called_like_it(tow
     assert tenant.call("GET", f"/v1/events?sandbox={made}").status == 404
     gone = everybody.call("GET", f"/v1/events?sandbox={made}").json["events"]
     assert [event["kind"] for event in gone][-1] == "deleted"
+
+
+# -- a key that is revoked ------------------------------------------------------------------------------------------
+
+
+# Answers without end, and speaks one text message back over a websocket.
+ENDLESS = r"""
+import base64, hashlib, socket, threading, time
+def answer(client):
+    head = client.recv(65536)
+    if b"/endless" in head:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        time.sleep(600)
+    elif b"/websocket" in head:
+        (key,) = [each[19:] for each in head.split(b"\r\n") if each.lower().startswith(b"sec-websocket-key")]
+        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        client.sendall(b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
+                       + accept + b"\r\n\r\n")
+        client.recv(65536)
+        client.sendall(b"\x81\x04echo")
+        client.recv(65536)
+    else:
+        client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+    client.close()
+server = socket.create_server(("127.0.0.1", 8001))
+while True:
+    threading.Thread(target=answer, args=server.accept()[:1]).start()
+"""
+
+
+def serve_endlessly(tenant: Tenant) -> None:
+    """Create `shared`, with that program on port 8001."""
+    tenant.create(name="shared")
+    tenant.call("POST", f"{SANDBOXES}/shared/commands", {"argv": ["python3", "-c", ENDLESS]})
+    wait_until(lambda: tenant.call("GET", f"{SANDBOXES}/shared/ports/8001/").data == b"ok")
+
+
+def processes(town: Town, sandbox: str) -> str:
+    return str(town.daemon.shell(sandbox, "ps axww -o args", user="root")["stdout"])
+
+
+async def test_a_revoked_keys_command_ends(town: Town) -> None:
+    holder, other = town.tenant(), town.tenant()
+    mine, theirs = await off(holder.create), await off(other.create)
+    async with (
+        holder.websocket(f"{SANDBOXES}/{mine}/exec") as client,
+        other.websocket(f"{SANDBOXES}/{theirs}/exec") as control,
+    ):
+        for conversation in (client, control):
+            await conversation.say(type="start", cmd="while read line; do sleep 12345; done", stdin=True)
+            await conversation.until("started")
+        await client.socket.send_message(b"\n")
+        await off(wait_until, lambda: "sleep 12345" in processes(town, mine))
+        await off(holder.revoke)
+        messages, code, reason = await client.rest()
+        assert [message["type"] for message in messages if message["type"] != "stdin_ack"] == []
+        assert code == 4401
+        assert "revoked" in reason
+        await off(wait_until, lambda: "sleep 12345" not in processes(town, mine))
+        await control.say(type="kill")
+        await control.until("exit")
+
+
+@pytest.mark.parametrize("path", ["exec", "pty/PTY/ws", "tcp/8000"])
+async def test_a_revoked_keys_silent_websocket_is_closed(town: Town, path: str) -> None:
+    holder = town.tenant()
+    await off(serve, holder, "mine")
+    pty = await off(lambda: holder.call("POST", f"{SANDBOXES}/shared/pty", {"cmd": "sleep 600"}).json["pty_id"])
+    async with holder.websocket(f"{SANDBOXES}/shared/{path.replace('PTY', pty)}") as client:
+        if path.startswith("tcp"):
+            assert (await client.next())["type"] == "connected"
+        await off(holder.revoke)
+        _, code, reason = await client.rest()
+    assert (code, "revoked" in reason) == (4401, True)
+
+
+async def test_a_revoked_keys_terminal_is_left(town: Town) -> None:
+    holder = town.tenant()
+    sandbox = await off(holder.create)
+    pty = (await off(holder.call, "POST", f"{SANDBOXES}/{sandbox}/pty", {"cmd": "sleep 600"})).json["pty_id"]
+    async with holder.websocket(f"{SANDBOXES}/{sandbox}/pty/{pty}/ws") as client:
+        await client.say(type="attach")
+        assert (await client.until("attached"))["writer"]
+        await off(holder.revoke)
+        _, code, _ = await client.rest()
+    assert code == 4401
+    record = town.daemon.call("GET", f"{SANDBOXES}/{sandbox}/pty/{pty}").json
+    assert record["status"] == "running"  # what runs by itself is the sandbox's, not the key's
+
+
+STREAMS = {
+    "events": ("GET", "/v1/events?sandbox={sandbox}&follow=true&after=0", None),
+    "logs": ("GET", SANDBOXES + "/{sandbox}/commands/{command}/logs/stream", None),
+    "shell": ("POST", SANDBOXES + "/{sandbox}/shell/stream", {"cmd": "sleep 12345"}),
+    "watch": ("GET", SANDBOXES + "/{sandbox}/fs/watch/{watch}/stream", None),
+    "Akira's execute_async": ("POST", SANDBOXES + "/{sandbox}/execute_async", {"command": "sleep 12345"}),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_revoked_keys_streams_end(town: Town, kind: str) -> None:
+    holder, other = town.tenant(), town.tenant(own=False)
+    sandbox = holder.create()
+    command = holder.call("POST", f"{SANDBOXES}/{sandbox}/commands", {"cmd": "echo begun; sleep 54321"}).json
+    watch = holder.call("POST", f"{SANDBOXES}/{sandbox}/fs/watch", {"path": "/tmp"}).json
+    method, template, body = STREAMS[kind]
+    path = template.format(sandbox=sandbox, command=command["command_id"], watch=watch["watch_id"])
+    with holder.opened(method, path, body) as (_, stream), other.opened(method, path, body) as (connection, control):
+        assert (stream.status, control.status) == (200, 200)
+        holder.revoke()
+        stream.read()  # to its end, which is a proper one: IncompleteRead otherwise
+        assert control.readable()
+        connection.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            control.read()
+    wait_until(lambda: "sleep 12345" not in processes(town, sandbox))
+
+
+def test_a_revoked_keys_request_is_answered_with_a_401(town: Town) -> None:
+    holder = town.tenant()
+    sandbox = holder.create()
+    with holder.asked("POST", f"{SANDBOXES}/{sandbox}/shell", {"cmd": "sleep 12345"}) as connection:
+        wait_until(lambda: "sleep 12345" in processes(town, sandbox))
+        holder.revoke()
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["kind"]) == (401, "key_revoked")
+    wait_until(lambda: "sleep 12345" not in processes(town, sandbox))
+
+
+@pytest.mark.parametrize("path", ["fs/write", "files?path=/tmp/mark", "archive?path=/tmp/mark", "ports/8000/"])
+def test_a_revoked_keys_slow_body_is_not_waited_for(town: Town, path: str) -> None:
+    holder = town.tenant()
+    serve(holder, "mine")
+    method = "POST" if path in ("fs/write", "ports/8000/") else "PUT"
+    body = json.dumps({"path": "/tmp/mark", "content": "x"}).encode()
+    with holder.slow_request(method, f"{SANDBOXES}/shared/{path}", body) as request:
+        holder.revoke()
+        answer = request.answer()
+    assert (answer.status, answer.json["kind"]) == (401, "key_revoked")
+    assert town.daemon.shell("shared", "find /tmp/mark -type f")["stdout"] == ""
+
+
+def test_a_revoked_keys_download_is_cut_off(town: Town) -> None:
+    holder = town.tenant()
+    sandbox = holder.create()
+    town.daemon.shell(sandbox, "truncate -s 1G /tmp/large")
+    path = f"{SANDBOXES}/{sandbox}/files?path=/tmp/large"
+    with holder.opened("GET", path) as (_, response):
+        assert (response.status, response.headers["content-length"]) == (200, str(1 << 30))
+        response.read(1 << 16)
+        holder.revoke()
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+
+
+async def test_a_revoked_keys_connections_to_ports_end(town: Town) -> None:
+    holder = town.tenant()
+    await off(serve_endlessly, holder)
+    path = f"{SANDBOXES}/shared/ports/8001"
+
+    def watch() -> None:
+        with holder.opened("GET", f"{path}/endless") as (_, response):
+            assert response.read(5) == b"begun"
+            holder.revoke()
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                response.read()
+
+    async with holder.websocket(f"{path}/websocket") as client:
+        await client.socket.send_message("echo")
+        assert await client.socket.get_message() == "echo"
+        await off(watch)
+        _, code, reason = await client.rest()
+    assert (code, "revoked" in reason) == (1008, True)
+
+
+def test_a_key_may_revoke_itself(town: Town) -> None:
+    holder = town.tenant(scopes=["admin"])
+    answer = holder.call("DELETE", f"/v1/keys/{holder.id}")
+    assert (answer.status, answer.json["status"]) == (200, "revoked")
+    assert holder.call("GET", SANDBOXES).status == 401

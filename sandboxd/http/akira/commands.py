@@ -25,7 +25,7 @@ async def execute(call: Call) -> Executed:
 
 async def execute_async(call: Call) -> TrioResponse:
     await call.entry.ready()
-    return sse_response(_stream(call))
+    return sse_response(call.conversation, _stream(call))
 
 
 @trio.as_safe_channel

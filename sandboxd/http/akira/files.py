@@ -41,7 +41,9 @@ async def download(call: Call) -> TrioResponse:
     found = await files.stat(path)
     if found.kind != "file":
         raise InvalidRequest(f"cannot download {call.query.path!r}: it is no file but a {found.kind}")
-    return stream_response(_content(files, path), encode=bytes, content_type="application/octet-stream")
+    return stream_response(
+        call.conversation, _content(files, path), encode=bytes, content_type="application/octet-stream"
+    )
 
 
 @trio.as_safe_channel

@@ -11,7 +11,7 @@ from quart import request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 
 from sandboxd.errors import Forbidden, NotFound, Unauthenticated
-from sandboxd.http.server.peer import Peer, peer_of
+from sandboxd.http.kit.conversation import Conversation
 from sandboxd.model import ApiKey, Scope, Snapshot
 from sandboxd.service.access.keys import Keys
 from sandboxd.service.api import Service
@@ -24,13 +24,14 @@ _INCLUDES = {
 }
 
 
-def authorize_request(keys: Keys, needed: Scope | None) -> ApiKey | None:
+def authorize_request(conversation: Conversation, keys: Keys, needed: Scope | None) -> ApiKey | None:
     """As authorize(), for a request of an API, which counts. Raises also: TooManyRequests."""
-    return _count(keys, authorize(peer_of(request.scope), _secret(request), keys, needed))
+    return _count(keys, authorize(conversation, _secret(request), keys, needed))
 
 
-def authorize_websocket(keys: Keys, needed: Scope | None) -> ApiKey | None:
-    return _count(keys, authorize(peer_of(websocket.scope), _secret(websocket), keys, needed))
+def authorize_websocket(conversation: Conversation, keys: Keys, needed: Scope | None) -> ApiKey | None:
+    """As authorize_request(), for a websocket."""
+    return _count(keys, authorize(conversation, _secret(websocket), keys, needed))
 
 
 def _count(keys: Keys, key: ApiKey | None) -> ApiKey | None:
@@ -39,12 +40,14 @@ def _count(keys: Keys, key: ApiKey | None) -> ApiKey | None:
     return key
 
 
-def authorize(peer: Peer, secret: str | None, keys: Keys, needed: Scope | None) -> ApiKey | None:
+def authorize(conversation: Conversation, secret: str | None, keys: Keys, needed: Scope | None) -> ApiKey | None:
     """The key that is used; None for an administrator on the Unix socket, or where everyone may come.
+
+    The conversation ends when that key is revoked.
 
     Raises: Unauthenticated without a known key, Forbidden when it lacks the scope.
     """
-    if needed is None or peer.credentials is not None:
+    if needed is None or conversation.peer.credentials is not None:
         return None
     if secret is None:
         raise Unauthenticated(
@@ -58,6 +61,7 @@ def authorize(peer: Peer, secret: str | None, keys: Keys, needed: Scope | None) 
         raise Forbidden(
             f"cannot allow this with key {key.name!r}: it needs the scope {needed}", needed=needed, key=key.id
         )
+    conversation.begin(keys, key)
     return key
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from quart import request
+from quart import request, websocket
 from quart.wrappers import Response
 
 from sandboxd.errors import InvalidRequest, SandboxdError, Unprocessable
 from sandboxd.http.kit import auth
+from sandboxd.http.kit.conversation import Conversation, conversation_of
 from sandboxd.http.server.connection import SandboxdApp, read_body
 from sandboxd.model import ApiKey, Sandbox, Scope, Snapshot
 from sandboxd.service.api import Service
@@ -33,6 +34,7 @@ class Call:
     service: Service
     caller: ApiKey | None
     """the key that was used; None for an administrator on the Unix socket"""
+    conversation: Conversation
     found: auth.Found
     """what the path names"""
     body: Any = None
@@ -126,23 +128,36 @@ def _explained(view: Handler, explain: Explain) -> Handler:
 
 def _view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> Response:
-        caller = auth.authorize_request(service.keys, route.scope)
+        conversation = conversation_of(request.scope)
+        caller = auth.authorize_request(conversation, service.keys, route.scope)
         found = auth.find(service, caller, parameters)
-        call = Call(
-            service=service, caller=caller, query=_query(route), body=await _body(route, service), found=found
-        )
-        call.check_again()
-        answer = await route.handler(call, **parameters)
-        return render(answer, route.status) if isinstance(answer, BaseModel) else answer
+        with conversation.unanswered():
+            call = Call(
+                service=service,
+                caller=caller,
+                conversation=conversation,
+                found=found,
+                query=_query(route),
+                body=await _body(route, service),
+            )
+            call.check_again()
+            answer: BaseModel | Response = await route.handler(call, **parameters)
+        if isinstance(answer, BaseModel):
+            return render(answer, route.status)
+        if conversation.revoked:
+            conversation.cut()
+        return answer
 
     return view
 
 
 def _websocket_view(route: Route, service: Service) -> Handler:
     async def view(**parameters: str) -> None:
-        caller = auth.authorize_websocket(service.keys, route.scope)
+        conversation = conversation_of(websocket.scope)
+        caller = auth.authorize_websocket(conversation, service.keys, route.scope)
         found = auth.find(service, caller, parameters)
-        await route.handler(Call(service=service, caller=caller, found=found), **parameters)
+        call = Call(service=service, caller=caller, conversation=conversation, found=found)
+        await route.handler(call, **parameters)
 
     return view
 

@@ -4,8 +4,9 @@ A stream's source is a receive channel in a context manager: what a function dec
 returns, or simply a `trio.MemoryReceiveChannel`. Nothing is buffered here, so a client that reads slowly holds back
 its own source and nobody else; what a source does then (wait, or drop and say so) is the source's business.
 
-A stream ends when its source ends, when the client leaves, or when the daemon begins to stop; each time the source's
-context is left, and in the first and last case the response is completed properly.
+A stream ends when its source ends, when the client leaves, when the daemon begins to stop, or when the key that
+opened it is revoked; each time the source's context is left, and unless the client has left the response is completed
+properly.
 """
 
 import json
@@ -18,10 +19,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import trio
-from quart import request
 from quart.wrappers.response import ResponseBody
 
-from sandboxd.http.server.peer import stopping_of
+from sandboxd.http.kit.conversation import Conversation
 from sandboxd.http.server.stack import TrioResponse
 
 T = TypeVar("T")
@@ -87,12 +87,8 @@ def _lines(text: str) -> list[str]:
     return _LINE_END.split(text) if "\n" in text or "\r" in text else [text]
 
 
-def encode_ndjson(value: Any) -> bytes:
-    """One line of newline-delimited JSON."""
-    return (to_json(value) + "\n").encode("utf-8", "replace")
-
-
 def sse_response(
+    conversation: Conversation,
     source: AbstractAsyncContextManager[trio.abc.ReceiveChannel[ServerSentEvent]],
     *,
     keep_alive: bytes = SSE_COMMENT,
@@ -100,6 +96,7 @@ def sse_response(
 ) -> TrioResponse:
     """Answer the current request with server-sent events; `keep_alive` is sent after `interval` s of silence."""
     return stream_response(
+        conversation,
         source,
         encode=ServerSentEvent.encode,
         content_type="text/event-stream",
@@ -108,23 +105,8 @@ def sse_response(
     )
 
 
-def ndjson_response(
-    source: AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]],
-    *,
-    keep_alive: bytes = b"\n",
-    interval: float = KEEP_ALIVE_INTERVAL,
-) -> TrioResponse:
-    """Answer the current request with one JSON value per line; a blank line after `interval` s of silence."""
-    return stream_response(
-        source,
-        encode=encode_ndjson,
-        content_type="application/x-ndjson",
-        keep_alive=keep_alive,
-        interval=interval,
-    )
-
-
 def stream_response(
+    conversation: Conversation,
     source: AbstractAsyncContextManager[trio.abc.ReceiveChannel[T]],
     *,
     encode: Callable[[T], bytes],
@@ -141,7 +123,7 @@ def stream_response(
         encode=encode,
         keep_alive=keep_alive,
         interval=interval if keep_alive is not None else float("inf"),
-        stopping=stopping_of(request.scope),
+        conversation=conversation,
     )
     return TrioResponse(body, headers=STREAM_HEADERS, content_type=content_type)
 
@@ -182,14 +164,15 @@ class _StreamBody(OwningBody):
         encode: Callable[[T], bytes],
         keep_alive: bytes | None,
         interval: float,
-        stopping: trio.Event,
+        conversation: Conversation,
     ) -> None:
         super().__init__()
         self._source = source
         self._encode = encode
         self._keep_alive = keep_alive
         self._interval = interval
-        self._stopping = stopping
+        self._conversation = conversation
+        self._over: bool = False
         self._waiting = trio.CancelScope()
         self._channel: trio.abc.ReceiveChannel[T]
 
@@ -199,11 +182,12 @@ class _StreamBody(OwningBody):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel, "the stream has ended")
             nursery.start_soon(self._end_when_stopping)
+            stack.enter_context(self._conversation.ended_gently(lambda: self._end("the key was revoked")))
             self._stack = stack.pop_all()
         return self
 
     async def __anext__(self) -> bytes:
-        if self._stopping.is_set():
+        if self._over:
             raise StopAsyncIteration
         # A channel's receive() either returns an item or is cancelled, never both: no item is lost here.
         with trio.move_on_after(self._interval) as self._waiting:
@@ -211,10 +195,14 @@ class _StreamBody(OwningBody):
                 return self._encode(await self._channel.receive())
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
-        if self._stopping.is_set() or self._keep_alive is None:
+        if self._keep_alive is None or self._over:
             raise StopAsyncIteration
         return self._keep_alive
 
     async def _end_when_stopping(self) -> None:
-        await self._stopping.wait()
-        self._waiting.cancel("the daemon is stopping")
+        await self._conversation.stopping.wait()
+        self._end("the daemon is stopping")
+
+    def _end(self, why: str) -> None:
+        self._over = True
+        self._waiting.cancel(why)

@@ -1,6 +1,6 @@
 """The websocket pump every dialect uses; no handler touches Quart's websocket itself.
 
-    async with websocket_session() as session:
+    async with websocket_session(conversation) as session:
         async for message in session:
             await session.send(answer(message))
 
@@ -23,8 +23,8 @@ import trio
 from quart import websocket
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.conversation import Conversation, key_revoked
 from sandboxd.http.server.connection import HandlerWebsocket, WebsocketDisconnected
-from sandboxd.http.server.peer import stopping_of
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +139,9 @@ class WebsocketSession:
         self._inbound_bytes += len(message)
         self._arrived.unpark()
 
-    async def _end_when(self, stopping: trio.Event) -> None:
-        await stopping.wait()
-        await self._end(GOING_AWAY)
+    async def _end_when(self, event: trio.Event, close: Close) -> None:
+        await event.wait()
+        await self._end(close)
 
     async def _end(self, close: Close) -> None:
         await self.close(close)
@@ -151,6 +151,7 @@ class WebsocketSession:
 
 @asynccontextmanager
 async def websocket_session(
+    conversation: Conversation,
     *,
     subprotocol: str | None = None,
     overflow: Overflow = Overflow.WAIT,
@@ -159,7 +160,8 @@ async def websocket_session(
     """Accept the current websocket and run a session on it.
 
     An exception that leaves the body ends here: the peer is told by the close code `close_for` gives it, and an
-    unexpected one is logged. A body still running when the peer has left, or the daemon stops, is cancelled.
+    unexpected one is logged. A body still running when the peer has left, the daemon stops or the key is revoked is
+    cancelled.
     """
     socket = cast("HandlerWebsocket", websocket._get_current_object())  # type: ignore[attr-defined]
     await socket.accept(subprotocol=subprotocol)
@@ -168,8 +170,10 @@ async def websocket_session(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session._receive_all)
-            nursery.start_soon(session._end_when, stopping_of(socket.scope))
-            with session._body:
+            nursery.start_soon(session._end_when, conversation.stopping, GOING_AWAY)
+            revoked = trio.Event()
+            nursery.start_soon(session._end_when, revoked, close_for(key_revoked()))
+            with conversation.ended_gently(revoked.set), session._body:
                 yield session
             nursery.cancel_scope.cancel("the session has ended")
     except Exception as error:

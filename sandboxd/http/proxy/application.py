@@ -13,13 +13,13 @@ from typing import Any
 
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
 from sandboxd.http.kit.auth import authorize, bearer_token, find_sandbox
+from sandboxd.http.kit.conversation import conversation_of
 from sandboxd.http.proxy.exchange import ProxyExchange
 from sandboxd.http.proxy.forwarding import Receive, Send
 from sandboxd.http.proxy.headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
 from sandboxd.http.proxy.routes import Finder, PortRequest
 from sandboxd.http.proxy.upstream import UpstreamPool
 from sandboxd.http.proxy.websocket import ProxyWebsocket
-from sandboxd.http.server.peer import peer_of
 from sandboxd.http.server.stack import ASGIFramework
 from sandboxd.model import ApiKey
 from sandboxd.model import Scope as KeyScope
@@ -49,15 +49,17 @@ class PortProxy:
         await self._app(scope, receive, send)
 
     async def _answer(self, wanted: PortRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = _Answering(send)
         try:
             entry = self._admit(wanted, scope)
             if scope["type"] == "http" and (elsewhere := _redirection(wanted, scope)) is not None:
                 await _respond(send, 307, elsewhere, b"")
                 return
-            with ungrouped():
-                await self._relay(wanted, entry, scope, receive, send)
+            with ungrouped(), conversation_of(scope).unanswered():
+                await self._relay(wanted, entry, scope, receive, answering)
         except SandboxdError as error:
-            await _refuse(wanted, error, scope, receive, send)
+            if not answering.begun:  # otherwise it is cut off
+                await _refuse(wanted, error, scope, send)
 
     async def _relay(self, wanted: PortRequest, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         kind = ProxyWebsocket if scope["type"] == "websocket" else ProxyExchange
@@ -102,12 +104,24 @@ class PortProxy:
         # Either may be the program's own affair; the one that is a key of ours counts.
         secret = next((given for given in (bearer, plain) if given and self._is_key(given)), None)
         try:
-            return authorize(peer_of(scope), secret, self._service.keys, KeyScope.WRITE)
+            return authorize(conversation_of(scope), secret, self._service.keys, KeyScope.WRITE)
         except Unauthenticated:
             raise Unauthenticated(
                 f"cannot reach port {wanted.port} of {wanted.sandbox!r} without a key of the scope write"
                 + ("" if wanted.prefix is not None else ", or, once the port is exposed, its token")
             ) from None
+
+
+class _Answering:
+    """What sends to the client, and knows whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        self.begun = True
+        await self._send(message)
 
 
 def _tokens(wanted: PortRequest, scope: Scope) -> list[str]:
@@ -138,7 +152,7 @@ def _redirection(wanted: PortRequest, scope: Scope) -> list[tuple[bytes, bytes]]
 # -- answers of our own -----------------------------------------------------------------------------------------
 
 
-async def _refuse(wanted: PortRequest, error: SandboxdError, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(wanted: PortRequest, error: SandboxdError, scope: Scope, send: Send) -> None:
     body = wanted.error_body(error)
     # So that a client can tell our 502 from the program's.
     headers = [(b"content-type", b"application/json"), (b"x-sandboxd-error", error.kind.encode())]

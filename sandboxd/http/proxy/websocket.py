@@ -16,11 +16,11 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, 
 from wsproto.utilities import LocalProtocolError, generate_accept_token, generate_nonce
 
 from sandboxd.errors import BadGateway
-from sandboxd.http.kit.websockets import GOING_AWAY, Close
+from sandboxd.http.kit.conversation import conversation_of, key_revoked
+from sandboxd.http.kit.websockets import GOING_AWAY, Close, close_for
 from sandboxd.http.proxy.forwarding import Forwarding
 from sandboxd.http.proxy.headers import RawHeaders, first, to_client
 from sandboxd.http.proxy.upstream import READ_BYTES, Upstream, UpstreamPool, no_answer
-from sandboxd.http.server.peer import stopping_of
 from sandboxd.service.sandboxes.entry import Entry
 
 # As the daemon takes from its own clients.
@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 CLOSE_PATIENCE = 1.0
 
 TOO_BIG = Close(1009, f"cannot pass on a message of more than {MAX_MESSAGE_BYTES} bytes")
+REVOKED = close_for(key_revoked())
 BROKEN = Close(1014, "the program closed the connection without a word")
 
 # RFC 6455 §7.1.5: what a connection that broke is said to be closed with.
@@ -47,6 +48,7 @@ class ProxyWebsocket(Forwarding):
     def __post_init__(self) -> None:
         self._nonce = generate_nonce()
         self._sending = trio.StrictFIFOLock()
+        self._closed = False
         self._stream: trio.SocketStream
         self._connection: Connection
 
@@ -97,9 +99,12 @@ class ProxyWebsocket(Forwarding):
         self._connection = Connection(ConnectionType.CLIENT, [], rest)
         await self.send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_when_stopping, nursery.cancel_scope)
+            conversation, revoked = conversation_of(self.scope), trio.Event()
+            nursery.start_soon(self._end_when, conversation.stopping, GOING_AWAY, nursery.cancel_scope)
+            nursery.start_soon(self._end_when, revoked, REVOKED, nursery.cancel_scope)
             nursery.start_soon(self._from_client, nursery.cancel_scope)
-            await self._from_program()
+            with conversation.ended_gently(revoked.set):
+                await self._from_program()
             nursery.cancel_scope.cancel("the program has closed it")
 
     async def _reject(self, upstream: Upstream, response: h11.Response) -> None:
@@ -155,10 +160,12 @@ class ProxyWebsocket(Forwarding):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
-    async def _end_when_stopping(self, everything: trio.CancelScope) -> None:
-        await stopping_of(self.scope).wait()
-        await self._end(GOING_AWAY.code, GOING_AWAY.reason)
-        everything.cancel("the daemon is stopping")
+    async def _end_when(self, event: trio.Event, close: Close, everything: trio.CancelScope) -> None:
+        await event.wait()
+        # The client first: a program that hears of it may be gone before the client knows why.
+        await self._close(close.code, close.reason)
+        await self._tell(CloseConnection(code=close.code, reason=close.reason))
+        everything.cancel(close.reason)
 
     async def _end(self, code: int, reason: str | None) -> None:
         """Close on both sides; towards the program this is its answer, if it began."""
@@ -166,6 +173,10 @@ class ProxyWebsocket(Forwarding):
         await self._close(code, reason)
 
     async def _close(self, code: int, reason: str | None) -> None:
+        """Only the first counts."""
+        if self._closed:
+            return
+        self._closed = True
         await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def _tell(self, event: Event) -> None:

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -30,13 +31,21 @@ class NewKey:
     secret: str
 
 
+class Session(Protocol):
+    """Something that was opened with a key, and is not to outlive it."""
+
+    def revoke(self) -> None:
+        """The key was revoked. It cannot block or fail."""
+
+
 class Keys:
-    """Owns: the keys in memory, always equal to those in the store."""
+    """Owns: the keys in memory, always equal to those in the store; it knows what is open with each."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_hash: dict[str, ApiKey] = {}
         self._used: dict[str, float] = {}
+        self._sessions: dict[str, set[Session]] = {}
         self.rates = RequestRates()
 
     async def load(self) -> None:
@@ -66,11 +75,24 @@ class Keys:
         return list(self._by_hash.values())
 
     async def revoke(self, key: str) -> None:
-        """From now on the key opens nothing. Raises: NotFound."""
+        """From now on the key opens nothing, and what was opened with it ends. Raises: NotFound."""
         if not await self._store.remove_key(key):
             raise NotFound(f"cannot find key {key!r}: see GET /v1/keys")
         self._by_hash = {hashed: known for hashed, known in self._by_hash.items() if known.id != key}
         self.rates.forget(key)
+        for session in tuple(self._sessions.get(key, ())):
+            session.revoke()
+
+    def attach(self, key: ApiKey, session: Session) -> None:
+        """Have the session told when the key is revoked. The caller detaches it at its end."""
+        self._sessions.setdefault(key.id, set()).add(session)
+
+    def detach(self, key: ApiKey, session: Session) -> None:
+        """Undo attach()."""
+        sessions = self._sessions[key.id]
+        sessions.discard(session)
+        if not sessions:
+            del self._sessions[key.id]
 
     def find(self, secret: str) -> ApiKey | None:
         """The key that this secret is. Comparing hashes in a dict tells an attacker nothing about the secret."""

@@ -31,7 +31,7 @@ async def run_stream(call: Call) -> TrioResponse:
     """What can be refused is refused before the stream begins, with a status."""
     body: RunCode = call.body
     await call.service.code.check(call.entry, body.to_domain())
-    return sse_response(_stream(call), keep_alive=SSE_KEEP_ALIVE_EVENT)
+    return sse_response(call.conversation, _stream(call), keep_alive=SSE_KEEP_ALIVE_EVENT)
 
 
 @trio.as_safe_channel

@@ -50,7 +50,7 @@ async def shell(call: Call) -> ShellResult:
 async def shell_stream(call: Call) -> TrioResponse:
     await call.entry.ready()
     call.body.stdin_bytes()
-    return sse_response(_stream(call))
+    return sse_response(call.conversation, _stream(call))
 
 
 @trio.as_safe_channel
@@ -112,7 +112,7 @@ def close_for(error: Exception) -> Close:
 
 
 async def exec_websocket(call: Call) -> None:
-    async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
+    async with websocket_session(call.conversation, overflow=Overflow.WAIT, close_for=close_for) as session:
         try:
             start = await _receive_start(session)
             call.check_again()

@@ -132,7 +132,7 @@ async def follow_logs(call: Call, command: str) -> TrioResponse:
     last = request.headers.get("last-event-id", "")
     if is_cursor(last):  # a reconnecting EventSource says where it was
         wish = wish.model_copy(update={"cursor": last})
-    return sse_response(_follow(call, entry, found, await _begin(call, found, wish), wish.stream))
+    return sse_response(call.conversation, _follow(call, entry, found, await _begin(call, found, wish), wish.stream))
 
 
 @trio.as_safe_channel

@@ -30,7 +30,7 @@ TAKEN_OVER = Close(4409, "another client has taken over")
 
 
 async def attach(call: Call, pty: str) -> None:
-    async with websocket_session(overflow=Overflow.WAIT, close_for=close_for) as session:
+    async with websocket_session(call.conversation, overflow=Overflow.WAIT, close_for=close_for) as session:
         try:
             wish = await _receive_attach(session)
             call.check_again()

@@ -34,7 +34,7 @@ async def import_tar(call: Call) -> ImageView:
 
 async def build(call: Call) -> TrioResponse:
     recipes.find_recipe(call.body.recipe)  # an unknown one is a 404, not an event in a stream that began well
-    return sse_response(_build(call))
+    return sse_response(call.conversation, _build(call))
 
 
 @trio.as_safe_channel

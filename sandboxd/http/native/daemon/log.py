@@ -18,7 +18,9 @@ LINES_AT_ONCE = 1000
 
 async def log(call: Call) -> LogList | TrioResponse:
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
-        return sse_response(_follow(RECENT_LOG.last_id if call.query.after is None else call.query.after))
+        return sse_response(
+            call.conversation, _follow(RECENT_LOG.last_id if call.query.after is None else call.query.after)
+        )
     after = call.query.after or 0
     found = RECENT_LOG.after(after, limit=call.query.limit)
     return LogList(records=[LogView.of(line) for line in found], next_after=found[-1].id if found else after)

@@ -64,7 +64,7 @@ class EndOfStream(Request):
 
 async def stream(call: Call, port: str) -> None:
     """Binary messages are the bytes; `{"type": "eof"}` is the end of one direction; both, and it closes with 1000."""
-    async with websocket_session(close_for=close_for) as session:
+    async with websocket_session(call.conversation, close_for=close_for) as session:
         try:
             entry = call.entry
             connection = await call.service.ports.connect(entry, _number(port))

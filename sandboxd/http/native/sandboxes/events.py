@@ -18,8 +18,10 @@ async def events(call: Call) -> EventList | TrioResponse:
     sandbox = _whose(call)
     if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
         after = resume_after(call.query.after)
+        if after is None:
+            after = await call.service.events.last_id()
         # From now on, not from when the stream begins: a client with the headers may do what it wants to hear of.
-        return sse_response(_follow(call, sandbox, await call.service.events.last_id() if after is None else after))
+        return sse_response(call.conversation, _follow(call, sandbox, after))
     after = call.query.after or 0
     found = await call.service.events.list(after=after, limit=call.query.limit, sandbox=sandbox)
     return EventList(events=[EventView.of(event) for event in found], next_after=found[-1].id if found else after)

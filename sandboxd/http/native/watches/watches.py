@@ -45,7 +45,7 @@ async def poll(call: Call, watch: str) -> WatchEvents:
 async def stream(call: Call, watch: str) -> TrioResponse:
     entry = call.entry
     found = call.service.watches.get(entry, watch)
-    return sse_response(_follow(call, entry, found, resume_after(call.query.after)))
+    return sse_response(call.conversation, _follow(call, entry, found, resume_after(call.query.after)))
 
 
 async def stop(call: Call, watch: str) -> WatchStopped:
