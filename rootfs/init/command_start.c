@@ -95,7 +95,7 @@ static int check_request(const struct request *request, struct failure *failure)
     if (has(request, TAG_COLS) != has(request, TAG_ROWS) || request->number[TAG_STDIN_MODE] > STDIN_PIPE)
         return refuse(failure, EINVAL, "request", "cannot use a terminal without both sizes, or an unknown stdin mode");
     if (commands_count() >= MAX_COMMANDS)
-        return refuse(failure, EAGAIN, "resource", "cannot run more than %d commands at once", MAX_COMMANDS);
+        return refuse(failure, EAGAIN, "too_many", "cannot run more than %d commands at once", MAX_COMMANDS);
     return 0;
 }
 
@@ -115,6 +115,8 @@ void command_start(struct connection *connection, const struct request *request)
     struct spawn spawn = {0};
     struct command *command = NULL;
     int result = check_request(request, &failure);
+    if (result == 0 && has_flag(request, FLAG_ATTACH))
+        result = connection_charge(connection, BUDGET_FOLLOWERS, &failure);
     if (result == 0)
         result = spawn_prepare(request, &spawn, &failure);
     if (result == 0 && (command = calloc(1, sizeof *command)) == NULL)

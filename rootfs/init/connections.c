@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 enum {
-    MAX_CONNECTIONS = 512,
+    MAX_OUTSIDE = 1344,
     MAX_INSIDE = 32,
     MAX_INSIDE_REQUEST = 256 * 1024,
     ACCEPTS_PER_EVENT = 16,
@@ -34,7 +34,7 @@ struct listener {
     size_t count, limit;
 };
 
-static struct listener outside_listener = {.watch.fd = -1, .limit = MAX_CONNECTIONS - MAX_INSIDE};
+static struct listener outside_listener = {.watch.fd = -1, .limit = MAX_OUTSIDE};
 static struct listener inside_listener = {.watch.fd = -1, .limit = MAX_INSIDE, .inside = true};
 static struct connection *connections;
 
@@ -94,12 +94,35 @@ bool connections_reap(pid_t pid)
     return false;
 }
 
-unsigned connections_working(bool stays)
+/* ---- budgets ----------------------------------------------------------------------------------------------- */
+
+static const struct {
+    unsigned limit;
+    const char *what;
+} budgets[BUDGET_END] = {
+    [BUDGET_FOLLOWERS] = {MAX_FOLLOWERS, "commands, writers to stdin and connections to ports"},
+    [BUDGET_ATTACHED] = {MAX_ATTACHED, "attachments to running commands"},
+    [BUDGET_WORKERS] = {MAX_WORKERS, "file operations"},
+    [BUDGET_WATCHES] = {MAX_WATCHES, "watches"},
+    [BUDGET_SIGNALS] = {MAX_SIGNALS, "signals"},
+};
+
+_Static_assert(MAX_FOLLOWERS + MAX_ATTACHED + MAX_WORKERS + MAX_WATCHES + MAX_SIGNALS + 128 <= MAX_OUTSIDE,
+               "connections are left for what is answered at once");
+
+int connection_charge(struct connection *connection, enum budget budget, struct failure *failure)
 {
     unsigned count = 0;
-    for (const struct connection *connection = connections; connection != NULL; connection = connection->next)
-        count += connection->worker != 0 && connection->stays == stays;
-    return count;
+    /* What comes from inside has connections of its own. */
+    if (budget == BUDGET_NONE || connection->inside)
+        return 0;
+    for (const struct connection *other = connections; other != NULL; other = other->next)
+        count += other->budget == budget;
+    if (count >= budgets[budget].limit)
+        return refuse(failure, EAGAIN, "too_many", "cannot have more than %u %s at once", budgets[budget].limit,
+                      budgets[budget].what);
+    connection->budget = budget;
+    return 0;
 }
 
 /* ---- writing ----------------------------------------------------------------------------------------------- */
@@ -116,6 +139,7 @@ static void start_over(struct connection *connection)
 {
     attachment_end(connection);
     connection->attachment = (struct attachment){0};
+    connection->budget = BUDGET_NONE;
     connection->closing = connection->keep = false;
     connection_expect(connection, operation_start);
 }

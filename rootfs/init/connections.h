@@ -25,6 +25,19 @@ struct attachment {
     enum { STDIN_USABLE, STDIN_REFUSED, STDIN_REFUSAL_SENT } stdin_state;
 };
 
+/* What bounds the operations that may last: each connection counts against one of these, and one more than its bound is
+ * refused at once.  All bounds together are less than the connections there may be, so that there are always some left
+ * for what is answered at once, above all for ending the others. */
+enum budget {
+    BUDGET_NONE,      /* answered at once */
+    BUDGET_FOLLOWERS, /* of what begins here: commands, their stdin, relays */
+    BUDGET_ATTACHED,  /* of commands that run already: a new daemon takes all of them up again */
+    BUDGET_WORKERS,   /* processes that end by themselves */
+    BUDGET_WATCHES,   /* processes that do not */
+    BUDGET_SIGNALS,   /* processes that signal a command's tree: never refused because of the others */
+    BUDGET_END,
+};
+
 enum received {
     FRAME_TAKEN,
     FRAME_WAITS, /* leave it where it is and stop reading until connection_resume */
@@ -49,7 +62,7 @@ struct connection {
     struct command *starting; /* the command whose STARTED this connection waits for */
     struct relay *relay;
     pid_t worker; /* the forked process that now speaks on this connection, or 0 */
-    bool stays;   /* and does until its client leaves */
+    enum budget budget; /* what this connection's operation counts against */
 
     /* sudo: the peer, and the descriptors that came with its first bytes. */
     pid_t peer_pid;
@@ -84,6 +97,9 @@ void connection_expect(struct connection *, enum received (*receive)(struct conn
 
 /* The worker process `pid` has ended: true when it belonged to a connection, which is then closed. */
 bool connections_reap(pid_t pid);
-unsigned connections_working(bool stays);
+
+/* Count the connection against a budget, for as long as its operation lasts.  -1 with the failure filled in when there
+ * is no more of it. */
+int connection_charge(struct connection *, enum budget, struct failure *);
 
 #endif

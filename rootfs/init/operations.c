@@ -76,10 +76,20 @@ static void list(struct connection *connection, const struct request *request)
         connection_finish(connection);
 }
 
+/* As connection_charge; answers the request when there is no more of that. */
+static bool charge_or_fail(struct connection *connection, enum budget budget)
+{
+    struct failure failure;
+    if (connection_charge(connection, budget, &failure) == 0)
+        return true;
+    connection_fail(connection, &failure);
+    return false;
+}
+
 static void attach(struct connection *connection, const struct request *request)
 {
     struct command *command = find_or_fail(connection, request);
-    if (command == NULL)
+    if (command == NULL || !charge_or_fail(connection, BUDGET_ATTACHED))
         return;
     struct attachment *attachment = &connection->attachment;
     attachment->wants_exit = true;
@@ -93,7 +103,7 @@ static void attach(struct connection *connection, const struct request *request)
 static void write_stdin(struct connection *connection, const struct request *request)
 {
     struct command *command = find_or_fail(connection, request);
-    if (command != NULL)
+    if (command != NULL && charge_or_fail(connection, BUDGET_FOLLOWERS))
         attachment_begin_stdin(connection, command);
 }
 
@@ -161,6 +171,7 @@ static void sudo(struct connection *connection, const struct request *request)
                    TAG_FLAGS, TAG_LINGER_MS, TAG_LABEL
 #define ATTACH_TAGS TAG_COMMAND, TAG_STDOUT_FROM, TAG_STDERR_FROM, TAG_FLAGS
 #define FILE_TAGS TAG_USER, TAG_CWD
+#define WORKS .budget = BUDGET_WORKERS
 #define NEEDS(...) .required = (const uint8_t[]){__VA_ARGS__, 0}
 #define TAKES(...) .optional = (const uint8_t[]){__VA_ARGS__, 0}
 
@@ -170,7 +181,7 @@ static const struct operation {
     const uint8_t *required, *optional;
     /* Instead of start: what a worker does, as the request's USER if it names one. */
     int (*work)(struct worker *, const struct request *, struct failure *);
-    bool stays; /* the worker does not end by itself */
+    enum budget budget; /* of the worker */
 } operations[] = {
     {.type = OP_HELLO, .start = hello, TAKES(TAG_FLAGS)},
     {.type = OP_SPAWN, .start = command_start, NEEDS(TAG_ARG), TAKES(SPAWN_TAGS)},
@@ -180,26 +191,26 @@ static const struct operation {
     {.type = OP_RESIZE, .start = resize, NEEDS(TAG_COMMAND, TAG_COLS, TAG_ROWS)},
     {.type = OP_SIGNAL, .start = signal_command, NEEDS(TAG_COMMAND, TAG_SIGNO), TAKES(TAG_SCOPE)},
     {.type = OP_LIST, .start = list},
-    {.type = OP_LIST_PORTS, .work = ports_list},
+    {.type = OP_LIST_PORTS, .work = ports_list, WORKS},
     {.type = OP_RELEASE, .start = release, NEEDS(TAG_COMMAND)},
     {.type = OP_CONNECT, .start = relay_start, TAKES(TAG_PORT, TAG_PATH)},
     {.type = OP_SHUTDOWN, .start = shutdown_start, TAKES(TAG_GRACE_MS)},
-    {.type = OP_STAT, .work = file_stat, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_LIST_DIR, .work = file_list, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_DEPTH, TAG_LIMIT, TAG_AFTER)},
-    {.type = OP_READ_FILE, .work = file_read, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OFFSET, TAG_LENGTH)},
-    {.type = OP_WRITE_FILE, .work = file_write, NEEDS(TAG_PATH),
+    {.type = OP_STAT, .work = file_stat, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_LIST_DIR, .work = file_list, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_DEPTH, TAG_LIMIT, TAG_AFTER)},
+    {.type = OP_READ_FILE, .work = file_read, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OFFSET, TAG_LENGTH)},
+    {.type = OP_WRITE_FILE, .work = file_write, WORKS, NEEDS(TAG_PATH),
      TAKES(FILE_TAGS, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_OFFSET, TAG_FLAGS)},
-    {.type = OP_MKDIR, .work = file_mkdir, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
-    {.type = OP_REMOVE, .work = file_remove, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_RENAME, .work = file_rename, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_SYMLINK, .work = file_symlink, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS)},
-    {.type = OP_CHMOD, .work = file_chmod, NEEDS(TAG_PATH, TAG_MODE), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_CHOWN, .work = file_chown, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
-    {.type = OP_TRUNCATE, .work = file_truncate, NEEDS(TAG_PATH, TAG_SIZE), TAKES(FILE_TAGS)},
-    {.type = OP_COPY, .work = file_copy, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_PACK, .work = file_pack, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_UNPACK, .work = file_unpack, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
-    {.type = OP_WATCH, .work = watch_run, .stays = true, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS, TAG_ARG)},
+    {.type = OP_MKDIR, .work = file_mkdir, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_MODE, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+    {.type = OP_REMOVE, .work = file_remove, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_RENAME, .work = file_rename, WORKS, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_SYMLINK, .work = file_symlink, WORKS, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS)},
+    {.type = OP_CHMOD, .work = file_chmod, WORKS, NEEDS(TAG_PATH, TAG_MODE), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_CHOWN, .work = file_chown, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_OWNER, TAG_GROUP, TAG_FLAGS)},
+    {.type = OP_TRUNCATE, .work = file_truncate, WORKS, NEEDS(TAG_PATH, TAG_SIZE), TAKES(FILE_TAGS)},
+    {.type = OP_COPY, .work = file_copy, WORKS, NEEDS(TAG_PATH, TAG_TARGET), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_PACK, .work = file_pack, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_UNPACK, .work = file_unpack, WORKS, NEEDS(TAG_PATH), TAKES(FILE_TAGS, TAG_FLAGS)},
+    {.type = OP_WATCH, .work = watch_run, .budget = BUDGET_WATCHES, NEEDS(TAG_PATH), TAKES(TAG_USER, TAG_FLAGS, TAG_ARG)},
 };
 
 /* The only thing that a process of the sandbox may ask for. */
@@ -227,7 +238,7 @@ enum received operation_start(struct connection *connection, const struct frame 
     if (request_parse(frame, required | tag_set(operation->optional), required, &request) < 0)
         return FRAME_REFUSED;
     if (operation->work != NULL)
-        worker_start(connection, &request, operation->stays, operation->work);
+        worker_start(connection, &request, operation->budget, operation->work);
     else
         operation->start(connection, &request);
     return FRAME_TAKEN;

@@ -48,6 +48,9 @@
  * itself.  SYNC is answered by SYNCED when all that happened before has been told.  ARG is a pattern of names to ignore.  A cookie other than 0 joins the RENAME of the old name and the CREATE of
  * the new one.
  *
+ * Operations that last are bounded in number (the MAX_ of followers, attachments, workers, watches and signals): one more is
+ * answered by an ERROR of kind "too_many", at once, and those that end them are always answered.
+ *
  * Flow control: a client may have at most STDIN_WINDOW bytes of STDIN unacknowledged.  STDIN_ACK carries the total
  * number of bytes of this connection that the command's stdin has taken.
  */
@@ -76,6 +79,11 @@ enum {
     MAX_PATTERN = 256,
     MAX_NESTING = 256,
     MAX_COMMANDS = 1024, /* running ones and those kept */
+    MAX_FOLLOWERS = 448,
+    MAX_ATTACHED = 512,
+    MAX_WORKERS = 64,
+    MAX_WATCHES = 128,
+    MAX_SIGNALS = 64,
     MAX_PORTS = 4096,
     MAX_PROGRAM = 15,
     RLIMIT_SIZE = 20, /* resource u32, soft u64, hard u64 */

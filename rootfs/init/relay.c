@@ -217,6 +217,11 @@ static void connect_path(struct relay *relay, struct bytes path)
 
 void relay_start(struct connection *connection, const struct request *request)
 {
+    struct failure failure;
+    if (connection_charge(connection, BUDGET_FOLLOWERS, &failure) < 0) {
+        connection_fail(connection, &failure);
+        return;
+    }
     struct relay *relay = calloc(1, sizeof *relay);
     if (relay == NULL) {
         connection_close(connection);

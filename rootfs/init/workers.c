@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_WORKERS = 64, MAX_WATCHES = 128, SEND_AT = 32 * 1024, RECEIVE_SIZE = 64 * 1024 };
+enum { SEND_AT = 32 * 1024, RECEIVE_SIZE = 64 * 1024 };
 
 void (*worker_on_hangup)(void);
 
@@ -119,7 +119,7 @@ static void end_with_the_rest(void)
     sigprocmask(SIG_UNBLOCK, &asked, NULL);
 }
 
-_Noreturn static void run_worker(struct connection *connection, const struct request *request, bool stays,
+_Noreturn static void run_worker(struct connection *connection, const struct request *request, enum budget budget,
                                  int (*run)(struct worker *, const struct request *, struct failure *))
 {
     /* The request's bytes lie in the connection's input, which this process has a copy of. */
@@ -128,7 +128,7 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     close_all_but(&worker.fd, 1);
     prctl(PR_SET_NAME, "worker", 0, 0, 0);
     set_nonblocking(worker.fd, false);
-    if (stays)
+    if (budget == BUDGET_WATCHES)
         end_with_the_rest();
 
     struct failure failure = {0};
@@ -139,27 +139,23 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     _exit(0);
 }
 
-void worker_start(struct connection *connection, const struct request *request, bool stays,
+void worker_start(struct connection *connection, const struct request *request, enum budget budget,
                   int (*run)(struct worker *, const struct request *, struct failure *))
 {
     struct failure failure;
-    int limit = stays ? MAX_WATCHES : MAX_WORKERS;
-    if (connections_working(stays) >= (unsigned)limit) {
-        refuse(&failure, EAGAIN, "resource", "cannot run more than %d %s at once", limit,
-               stays ? "watches" : "file operations");
+    if (connection_charge(connection, budget, &failure) < 0) {
         connection_fail(connection, &failure);
         return;
     }
     pid_t pid = fork();
     if (pid == 0)
-        run_worker(connection, request, stays, run);
+        run_worker(connection, request, budget, run);
     if (pid < 0) {
         fail(&failure, errno, "resource", "cannot start a process for the operation");
         connection_fail(connection, &failure);
         return;
     }
     connection->worker = pid;
-    connection->stays = stays;
     connection_expect(connection, NULL);
 }
 
@@ -177,7 +173,7 @@ static int signal_tree(struct worker *worker, const struct request *request, str
 
 void worker_signal_tree(struct connection *connection, const struct request *request)
 {
-    worker_start(connection, request, false, signal_tree);
+    worker_start(connection, request, BUDGET_SIGNALS, signal_tree);
 }
 
 void worker_signal_trees(const pid_t *roots, size_t count, int signo)

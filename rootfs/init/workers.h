@@ -16,9 +16,9 @@ struct worker {
 };
 
 /* Fork a worker that calls `run`, whose result decides between nothing more to say (0) and an ERROR (-1).
- * The request is valid in `run`; the connection is closed when the worker ends.  Those that `stay`, until their client
- * leaves, are counted by themselves. */
-void worker_start(struct connection *, const struct request *, bool stays,
+ * The request is valid in `run`; the connection is closed when the worker ends.  Watches stay until their client leaves,
+ * and end with a shutdown's SIGTERM. */
+void worker_start(struct connection *, const struct request *, enum budget,
                   int (*run)(struct worker *, const struct request *, struct failure *));
 
 /* Send what has been queued in `out` once there is much of it (or always, with worker_flush).  A worker whose client

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, Unavailable
+from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, TooManyRequests, Unavailable
 from sandboxd.isolation.init.client import InitError, InitGone
 from sandboxd.isolation.init.messages import ListeningSocket
 from sandboxd.isolation.init.wire import WireError
@@ -28,7 +28,7 @@ from sandboxd.store import Store
 
 TOKEN_PREFIX = "sbp_"
 
-# Of one sandbox at once. sandbox-init takes 480 connections; commands and files need some of them.
+# Of one sandbox at once, of those that sandbox-init takes (MAX_FOLLOWERS): commands need the rest of them.
 MAX_CONNECTIONS = 256
 
 # A loopback connection takes microseconds, unless the program's backlog is full.
@@ -204,6 +204,8 @@ async def _connect(connecting: Awaitable[trio.SocketStream], entry: Entry, port:
         with trio.fail_after(CONNECT_LIMIT):
             return await connecting
     except InitError as error:
+        if error.kind == "too_many":
+            raise TooManyRequests(f"cannot reach {where}: {error.message}", kind="too_many_operations") from error
         raise BadGateway(
             f"cannot reach {where}: nothing listens there", kind="port_closed", port=port, errno=error.errno
         ) from error

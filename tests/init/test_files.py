@@ -371,5 +371,5 @@ async def test_too_many_operations_are_refused(init: RunningInit, place: Path) -
         while len(refused) < 6:  # noqa: ASYNC110
             await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    assert {error.kind for error in refused} == {"resource"}
+    assert {error.kind for error in refused} == {"too_many"}
     await init.wait_idle()

@@ -37,7 +37,7 @@ from tests.support.waiting import PATIENCE
 
 # The same ones in every run, unless FUZZ_SEED says otherwise; they take some 10 s.
 CONVERSATIONS = 600
-MAX_CONNECTIONS = 480  # from outside; as in connections.c
+MAX_CONNECTIONS = 1344  # from outside; as in connections.c
 
 
 @pytest.fixture

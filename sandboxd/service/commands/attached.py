@@ -14,7 +14,16 @@ from dataclasses import replace
 
 import trio
 
-from sandboxd.errors import Conflict, Forbidden, NotFound, SandboxdError, SandboxLost, Unprocessable, ungrouped
+from sandboxd.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    SandboxdError,
+    SandboxLost,
+    TooManyRequests,
+    Unprocessable,
+    ungrouped,
+)
 from sandboxd.isolation.init import client as init_client
 from sandboxd.isolation.init.client import Attachment, InitClient, InitError, InitGone, SpawnRequest
 from sandboxd.isolation.init.messages import Exited, Gap, StdinAck, StdinClosed
@@ -115,7 +124,10 @@ class RunningCommand:
     async def _try_kill(self) -> bool:
         try:
             await self._kill_tree()
-        except Unprocessable as error:  # a bomb outran it, or something sleeps in the kernel
+        except (
+            Unprocessable,
+            TooManyRequests,
+        ) as error:  # a bomb outran it, something sleeps in the kernel, or many kill
             log.warning("command %d of %s: %s", self.started.id, self._entry.sandbox.id, error)
             return False
         return True
@@ -291,6 +303,8 @@ _BY_ERRNO = {
 
 def _refused(error: InitError) -> SandboxdError:
     """What init would not do, by what was at fault: the command's own terms, or a file."""
+    if error.kind == "too_many":
+        return TooManyRequests(f"{error.message} in one sandbox; end some of them first", kind="too_many_operations")
     kind = _KINDS.get(error.kind, error.kind)
     found = _BY_ERRNO.get(error.errno, Unprocessable) if error.kind == "file" else Unprocessable
     return found(error.message, kind=kind, errno=error.errno)
