@@ -47,6 +47,17 @@ def clone_tree(source: str, *, userns: int | None = None, read_only: bool = Fals
     return tree
 
 
+def make_read_only(path: str) -> None:
+    """Cover what is at `path`, and all mounted below it, by itself, read-only."""
+    tree = syscalls.open_tree(path, recursive=True)
+    try:
+        flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+        syscalls.mount_setattr(tree, attr_set=READ_ONLY, flags=flags)
+        syscalls.move_mount(tree, path)
+    finally:
+        os.close(tree)
+
+
 def attach(tree: int, target: str) -> None:
     """Show a detached mount at `target`, which is created. The descriptor stays the caller's."""
     if stat.S_ISDIR(os.fstat(tree).st_mode):

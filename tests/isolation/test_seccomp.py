@@ -232,14 +232,40 @@ def test_socketpair_is_for_unix_sockets(program: bytes):
     assert ask(program, "socketpair", 30, STREAM, 0) == refused(errno.EAFNOSUPPORT)  # AF_TIPC
 
 
-@pytest.mark.parametrize("persona", [0, 8, 0x20000, 0x40000, 0x60008, 0xFFFFFFFF, 0xFFFFFFFF_FFFFFFFF], ids=hex)
+@pytest.mark.parametrize("persona", [0, 8, 0x20000, 0x20008, 0xFFFFFFFF, 0xFFFFFFFF_FFFFFFFF], ids=hex)
 def test_harmless_personalities_pass(program: bytes, persona: int):
     assert ask(program, "personality", persona) == ALLOW
 
 
-@pytest.mark.parametrize("persona", [0x400000, 0x100000, 0x200000, 0x440000, 1, 0xFFFFFFFE], ids=hex)
+@pytest.mark.parametrize(
+    "persona", [0x400000, 0x40000, 0x60008, 0x100000, 0x200000, 0x440000, 1, 0xFFFFFFFE], ids=hex
+)
 def test_weakening_personalities_are_refused(program: bytes, persona: int):
     assert ask(program, "personality", persona) == refused(errno.EPERM)
+
+
+def test_flushing_everything_succeeds_and_does_nothing(program: bytes):
+    for name in ("sync", "syncfs"):
+        assert ask(program, name, 0) == refused(0)
+    assert ask(program, "fsync", 0) == ask(program, "fdatasync", 0) == ALLOW
+
+
+@pytest.mark.parametrize("name", ["io_setup", "io_submit", "io_getevents", "file_getattr", "file_setattr"])
+def test_what_is_shared_by_the_host_or_new_is_not_there(program: bytes, name: str):
+    assert ask(program, name, 0) == refused(errno.ENOSYS)
+
+
+def test_asynchronous_io_can_be_let_in(tmp_path: Path):
+    """As seccomp/README.md tells."""
+    profile = json.loads(DEFAULT.read_text())
+    (rule,) = [rule for rule in profile["syscalls"] if "io_setup" in rule["names"]]
+    rule["action"] = "SCMP_ACT_ALLOW"
+    del rule["errnoRet"]
+    path = tmp_path / "aio.json"
+    path.write_text(json.dumps(profile))
+    changed = compile_profile(path)
+    assert ask(changed, "io_setup", 1) == ALLOW
+    assert ask(changed, "io_uring_setup", 1) == refused(errno.ENOSYS)
 
 
 # -- the compiler against a model ---------------------------------------------------------------------------------
@@ -441,9 +467,13 @@ def test_the_kernel_enforces_the_default_profile(program: bytes):
         (number("userfaultfd"), 0x80000),
         (number("clone3"), 0, 0),
         (number("personality"), 0x400000),
+        (number("personality"), 0x40000),
+        (number("io_setup"), 1, 0),
+        (number("syncfs"), -1),
         (number("getpid"),),
     ]
-    enforced = [errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPERM, errno.ENOSYS, errno.ENOSYS, errno.EPERM, 0]
+    enforced = [errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPERM, errno.ENOSYS, errno.ENOSYS, errno.EPERM]
+    enforced += [errno.EPERM, errno.ENOSYS, 0, 0]
     assert errors_of(program, *calls) == enforced
     free = errors_of(b"", *calls)
     assert [one for one, other in zip(free, enforced, strict=True) if one == other] == [0]

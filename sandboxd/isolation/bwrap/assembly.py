@@ -42,6 +42,8 @@ def assemble(plan: dict[str, Any], *, machine: int, userns: int, home: Home) -> 
 def _make_root(stack: contextlib.ExitStack, plan: dict[str, Any], bound: list[tuple[int, str]]) -> None:
     new_root = plan["new_root"]
     proc = _held(stack, os.open(f"{new_root}/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    # bwrap leaves it as it is where it may not write itself; settings of a network belong to its root all the same.
+    overlay.make_read_only(f"{new_root}/proc/sys")
     overlay.make_identity_layer(IDENTITY, plan["identity"])
     lowers = [IDENTITY, *plan["lowers"]]
     overlay.mount_overlay(lowers, plan["writable"], new_root, userxattr=plan["userxattr"])

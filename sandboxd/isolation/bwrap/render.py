@@ -44,7 +44,7 @@ MASKED_FILES = (
     "/proc/timer_stats",
 )
 MASKED_DIRECTORIES = ("/proc/acpi", "/proc/asound", "/proc/pressure", "/proc/scsi")
-# /proc/sys, sysrq-trigger, irq and bus are made read-only by bwrap itself.
+# /proc/sys is made read-only when the root is assembled; sysrq-trigger, irq and bus are the host root's.
 
 DESCRIPTORS = ("error", "listener", "info", "seccomp", "boot_id", "gate")
 

@@ -49,7 +49,7 @@ OperatorName = Literal[
     "SCMP_CMP_MASKED_EQ",
 ]
 ArchitectureName = Literal["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]
-Errno = Annotated[int, Field(ge=1, le=4095)]
+Errno = Annotated[int, Field(ge=0, le=4095)]  # 0: the call does nothing and succeeds
 Unsigned64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 EPERM: Final = 1  # what SCMP_ACT_ERRNO means without errnoRet, as in runc
@@ -274,7 +274,7 @@ def _precedence(rule: Rule) -> tuple[int, int]:
 
 
 def _action(name: ActionName, errno: int | None) -> int:
-    return bpf.RET_ERRNO | (errno or EPERM) if name == "SCMP_ACT_ERRNO" else _ACTIONS[name]
+    return bpf.RET_ERRNO | (EPERM if errno is None else errno) if name == "SCMP_ACT_ERRNO" else _ACTIONS[name]
 
 
 def _comparison(argument: Argument) -> bpf.Comparison:
