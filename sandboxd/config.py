@@ -116,6 +116,8 @@ class SandboxConfig(_Section):
     max_disk: Bytes | None = None
     """the same of the disk, where that can be limited"""
     default_image: str = "base"
+    default_backend: str = "bwrap"
+    """what isolates a sandbox whose client does not say"""
     max_timeout: Seconds = DAY
     """longest lifetime a client may ask for"""
     default_timeout: Seconds | None = None

@@ -51,6 +51,7 @@ def bounded_mapping(mapping: dict[str, str]) -> dict[str, str]:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Hostname = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$")]
+BackendName = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 ImageName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 UserName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.:$-]*$")]
 Path = Annotated[str, StringConstraints(max_length=4095), AfterValidator(_absolute)]

@@ -10,11 +10,9 @@ import signal
 from pathlib import Path
 from typing import Final
 
+# Those between the steps of a walk over resources are not among them: service/resources.py names them.
 POINTS: Final = (
-    "slot:directories",
-    "slot:cgroup",
     "slot:forked",
-    "slot:waiting",
     "create:taken",
     "create:assembled",
     "create:confirmed",
@@ -31,7 +29,6 @@ POINTS: Final = (
     "stopped:confirmed",
     "exited:confirmed",
     "start:recorded",
-    "start:cgroup",
     "start:launched",
     "start:confirmed",
     "snapshot:frozen",
@@ -57,9 +54,6 @@ POINTS: Final = (
     "delete:asked",
     "delete:forgotten",
     "delete:killed",
-    "delete:discarded",
-    "sweep:killed",
-    "sweep:discarded",
     "command:recorded",
     "command:spawned",
     "command:confirmed",

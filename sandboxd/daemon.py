@@ -30,14 +30,24 @@ from sandboxd.http.app import DIALECTS, build_app
 from sandboxd.http.server.listeners import Listener, activated, bind, parse_listen_address
 from sandboxd.http.server.serving import Server, ServingLimits
 from sandboxd.http.server.tls import ServerTls
+from sandboxd.isolation.backend import Backends
 from sandboxd.isolation.bwrap import seccomp
 from sandboxd.isolation.bwrap.backend import BwrapBackend
 from sandboxd.kernel import rootless
-from sandboxd.kernel.cgroup_tree import CgroupSupport, CgroupTree, discover_cgroups, prepare_cgroups
+from sandboxd.kernel.cgroup_tree import (
+    CgroupSupport,
+    CgroupTree,
+    NoCgroupTree,
+    discover_cgroups,
+    prepare_cgroups,
+)
 from sandboxd.kernel.cgroups import block_device_of
 from sandboxd.service.api import Capabilities, Service, open_service
 from sandboxd.service.ports import PortNames
-from sandboxd.service.sandboxes.entry import Host
+from sandboxd.service.resources import Resources
+from sandboxd.service.sandboxes.host import Host
+from sandboxd.service.sandboxes.limits import Cgroups
+from sandboxd.service.sandboxes.processes import Processes
 from sandboxd.service.sandboxes.ranges import RANGES_PER_BLOCK, IdRanges, SharedRange, claim_block
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.pool import open_volume
@@ -234,31 +244,33 @@ def listener_settings(entry: ListenConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def ready_host(config: Config, ranges: IdRanges) -> Iterator[tuple[Host, Capabilities]]:
     """The backend and what it stands on."""
-    bwrap = find_bwrap(config)
     init = install_init(config)
-    profile = seccomp.compile_profile(config.seccomp_profile or find_asset("seccomp/default.json"))
-    support, cgroups = ready_cgroups(config)
+    support, tree = ready_cgroups(config)
     own_userns = in_own_userns()
     root_id = rootless.FIRST_ID if own_userns else 0
-    backend = BwrapBackend(bwrap=bwrap, profile=profile, max_processes=config.sandbox.max_processes)
+    backends = ready_backends(config)
     volume = open_volume(config.state_dir, rootless=own_userns)
     block_device = block_device_of(config.state_dir)
+    disk = Disk(volume=volume, runtime_dir=config.runtime_dir, root_id=root_id)
+    cgroups = Cgroups(tree, block_device=block_device)
+    processes = Processes(backends)
     host = Host(
-        backend=backend,
-        cgroups=cgroups,
-        disk=Disk(volume=volume, runtime_dir=config.runtime_dir, root_id=root_id),
+        backends=backends,
+        resources=Resources(ranges, disk, cgroups, processes),
         ranges=ranges,
-        idmapped=not own_userns,
+        disk=disk,
+        cgroups=cgroups,
+        processes=processes,
         root_id=root_id,
         init=init,
-        block_device=block_device,
     )
-    enforceable = (cgroups.limits if cgroups else frozenset()) | ({"disk"} if not volume.limits_disk else set())
+    enforceable = tree.limits | ({"disk"} if not volume.limits_disk else set())
     capabilities = Capabilities(
-        backend=backend.name,
+        backend=backends.default,
+        backends=backends.names,
         rootless=own_userns,
         enforceable=enforceable if block_device else enforceable - {"io"},
-        limits_reason="; ".join([support.reason, *(cgroups.refused.values() if cgroups else ())]).strip("; "),
+        limits_reason="; ".join([support.reason, *tree.refused.values()]).strip("; "),
         disk_reason=volume.limits_disk,
         volume=volume.kind,
         max_sandboxes=config.sandbox.max_sandboxes,
@@ -268,10 +280,22 @@ def ready_host(config: Config, ranges: IdRanges) -> Iterator[tuple[Host, Capabil
     try:
         yield host, capabilities
     finally:
-        backend.close()
-        if cgroups is not None:
-            with contextlib.suppress(OSError):  # sandboxes live on in it; the next daemon finds it as it is
-                cgroups.remove()
+        backends.close()
+        with contextlib.suppress(OSError):  # sandboxes live on in it; the next daemon finds it as it is
+            tree.remove()
+
+
+def ready_backends(config: Config) -> Backends:
+    """The ways to isolate that this host has, by name."""
+    profile = seccomp.compile_profile(config.seccomp_profile or find_asset("seccomp/default.json"))
+    bwrap = BwrapBackend(bwrap=find_bwrap(config), profile=profile, max_processes=config.sandbox.max_processes)
+    backends = Backends(bwrap, default=config.sandbox.default_backend)
+    if backends.default not in backends.names:
+        raise StartupError(
+            f"cannot use the backend {backends.default!r} (sandbox.default_backend in the configuration): "
+            f"there is {', '.join(backends.names)}"
+        )
+    return backends
 
 
 def port_names(config: Config, listeners: tuple[Listener, ...]) -> PortNames:
@@ -325,18 +349,18 @@ def find_bwrap(config: Config) -> Path:
     return Path(found)
 
 
-def ready_cgroups(config: Config) -> tuple[CgroupSupport, CgroupTree | None]:
+def ready_cgroups(config: Config) -> tuple[CgroupSupport, CgroupTree]:
     """The daemon's part of the cgroup tree, named after its state directory so that daemons do not meet there."""
     support = discover_cgroups(config.cgroup_root)
     if support.root is None or not support.can_kill:
         log.warning("no cgroups for sandboxes: %s", support.reason)
-        return support, None
+        return support, NoCgroupTree()
     instance = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
     try:
         return support, prepare_cgroups(support, instance=instance)
     except OSError as error:
         log.warning("no cgroups for sandboxes: %s", error)
-        return dataclasses.replace(support, root=None, reason=str(error)), None
+        return dataclasses.replace(support, root=None, reason=str(error)), NoCgroupTree()
 
 
 @contextlib.contextmanager

@@ -132,6 +132,8 @@ class SandboxSpec:
     """id of the key that created it; None: an administrator on the Unix socket"""
     auto_resume: bool = False
     """whatever needs its machine while it is paused, stopped or exited resumes or starts it first"""
+    backend: str = ""
+    """what isolates it; empty until the service has filled in the default"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,11 @@ class Machine:
     """host pid of the bwrap that started it and stays as its parent"""
     monitor_started: int
     host_boot_id: str
+
+    @property
+    def name(self) -> str:
+        """Differs from that of every other machine of this boot."""
+        return f"{self.pid}.{self.pid_started}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,11 @@ MIGRATIONS = (
     ALTER TABLE keys ADD COLUMN quota TEXT NOT NULL DEFAULT '{}';
     ALTER TABLE keys ADD COLUMN own INTEGER NOT NULL DEFAULT 0;
     """,
+    # What isolates a sandbox: there was but one thing that could.
+    """
+    UPDATE sandboxes SET body = json_set(body, '$.spec.backend', 'bwrap');
+    UPDATE snapshots SET body = json_set(body, '$.spec.backend', 'bwrap');
+    """,
 )
 
 # About a month of a busy machine; the oldest go first, a thousand at a time so that pruning is rarely paid for.

@@ -1,6 +1,7 @@
 """The database: what is written survives, in order, whoever dies in between."""
 
 import contextlib
+import json
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import trio
 from sandboxd import store as store_module
 from sandboxd.errors import StartupError, Unavailable
 from sandboxd.model import ApiKey, Deadline, EventKind, Limits, Machine, Sandbox, SandboxSpec, SandboxState, Scope
-from sandboxd.store import NewEvent, Store, open_store
+from sandboxd.store import MIGRATIONS, NewEvent, Store, open_store
 from tests.support.daemon import CHECKOUT
 
 
@@ -109,6 +110,25 @@ async def test_keys_come_back_without_anybody_knowing_their_secret(store: Store)
     assert (found.id, found.scopes, found.last_used_at, hashed) == ("k1", key.scopes, 9.0, "hash")
     assert await store.remove_key("k1")
     assert not await store.remove_key("k1")
+
+
+async def test_what_was_recorded_before_there_were_several_backends_is_bubblewraps(path: Path) -> None:
+    def written(body: object) -> str:
+        return json.dumps(body)
+
+    spec = {"image": "d" * 64, "image_name": "base", "name": "old"}
+    old = {"id": "s1", "state": "stopped", "spec": spec, "created_at": 1.0, "range_start": 0}
+    taken = {"id": "n1", "layer": "l1", "spec": spec, "created_at": 1.0}
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        before = next(n for n, text in enumerate(MIGRATIONS) if "spec.backend" in text)
+        for statements in MIGRATIONS[:before]:
+            database.executescript(statements)
+        database.execute(f"PRAGMA user_version = {before}")
+        database.execute("INSERT INTO sandboxes VALUES ('s1', 'stopped', 1.0, ?)", (written(old),))
+        database.execute("INSERT INTO snapshots VALUES ('n1', 1.0, ?)", (written(taken),))
+    async with open_store(path) as store:
+        (found,), (snapshot,) = await store.sandboxes(), await store.snapshots()
+    assert (found.spec.name, found.spec.backend, snapshot.spec.backend) == ("old", "bwrap", "bwrap")
 
 
 async def test_everything_is_there_after_a_restart(path: Path) -> None:

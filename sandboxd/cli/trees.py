@@ -160,7 +160,7 @@ class TreeFiller:
 
 def current_umask() -> int:
     """umask(2) tells it only by changing it, under the feet of other threads."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(errors="replace")
     return int(status.partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
 
 

@@ -5,7 +5,7 @@ datetimes, durations milliseconds, sizes bytes.
 """
 
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
@@ -57,6 +57,7 @@ class Health(Model):
 class Capabilities(Model):
     version: str = ""
     backend: str = ""
+    backends: Sequence[str] = ()
     rootless: bool = False
     default_image: str = ""
     limits: Mapping[str, bool] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Sandbox(Model):
     user: str = ""
     workdir: str = ""
     hostname: str = ""
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

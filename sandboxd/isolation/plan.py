@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandboxd.model import Bind
+from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.model import Image, Sandbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,12 @@ class Slot:
     """What can be known of a sandbox before anybody asks for it: enough to start everything but its root."""
 
     sandbox: str
+    backend: str
     ids: IdRange
     runtime: Path
     """directory for the init socket; only the daemon can reach it"""
+    cgroup: Cgroup
+    """where its processes are born; NO_CGROUP on a host that has none"""
     boot_id: str
     init: Path
     """the sandbox-init binary"""
@@ -40,7 +44,7 @@ class LaunchPlan:
     """read-only root file system layers, uppermost first"""
     writable: Path
     """directory holding `upper` and `work`"""
-    hostname: str
-    machine_id: str
-    binds: tuple[Bind, ...] = ()
-    hidden: tuple[str, ...] = ()
+    sandbox: Sandbox
+    """its record: whatever its client wants of it"""
+    image: Image
+    """what `layers` stand on; it also says what of the host is to be shown, and hidden"""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandboxd.kernel.cgroups import Cgroup, CgroupLimits
+from sandboxd.kernel.cgroups import NO_CGROUP, Cgroup, CgroupLimits
 
 # The controllers that a limit or a counter of ours comes from.
 CONTROLLERS = ("cpu", "io", "memory", "pids")
@@ -85,14 +85,33 @@ class CgroupTree:
         Cgroup(self.path).remove()
 
 
+class NoCgroupTree(CgroupTree):
+    """The tree of a daemon that has no place for cgroups: every sandbox has NO_CGROUP."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_CGROUP.path, frozenset(), {})
+
+    def sandbox(self, name: str) -> Cgroup:
+        return NO_CGROUP
+
+    def create(self, name: str, limits: CgroupLimits | None = None) -> Cgroup:
+        return NO_CGROUP
+
+    def names(self) -> frozenset[str]:
+        return frozenset()
+
+    def remove(self) -> None:
+        pass
+
+
 def discover_cgroups(configured: Path | None = None, *, proc: Path = Path("/proc/self")) -> CgroupSupport:
     """Find the directory for sandboxes' cgroups: the configured one, or the best this process may use.
 
     Without configuration that is, in this order: our own cgroup if it was delegated to us; the top of the
     hierarchy (root without a service manager, hybrid hosts); our own cgroup if we may write it.
     """
-    mounts = list(_cgroup2_mounts((proc / "mountinfo").read_text()))
-    own_path = _own_cgroup((proc / "cgroup").read_text())
+    mounts = list(_cgroup2_mounts(os.fsdecode((proc / "mountinfo").read_bytes())))
+    own_path = _own_cgroup(os.fsdecode((proc / "cgroup").read_bytes()))
     mount, own = _locate(mounts, own_path)
     if mount is None:
         return _unsupported("cgroup2 is not mounted; mount it at /sys/fs/cgroup (mount -t cgroup2 none …)")

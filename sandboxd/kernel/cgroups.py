@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from sandboxd.kernel.cgroup_statistics import (
     CgroupStatistics,
@@ -120,6 +120,11 @@ class Cgroup:
             path.rmdir()
             raise
         return cgroup
+
+    @property
+    def present(self) -> bool:
+        """Whether this host has cgroups for sandboxes at all; False for NO_CGROUP only."""
+        return True
 
     def exists(self) -> bool:
         return self.path.is_dir()
@@ -234,6 +239,14 @@ class Cgroup:
         """None without the memory controller. Cheaper than statistics() where only an OOM kill matters."""
         return read_memory_events(self.path)
 
+    def oom_kills(self) -> int | None:
+        """How many processes the kernel killed here for memory; None where that is not counted, or it is gone."""
+        try:
+            events = self.memory_events()
+        except OSError:
+            return None
+        return None if events is None else events.oom_kill
+
     def remove(self) -> None:
         """Remove the cgroup and those below it; one that is gone already is fine.
 
@@ -244,6 +257,43 @@ class Cgroup:
                 directory.rmdir()
             except FileNotFoundError:
                 continue
+
+
+class NoCgroup(Cgroup):
+    """What a sandbox has for a cgroup on a host where it can have none: nothing is in it, so whatever is to be done
+    to all that is in it is done.
+    """
+
+    @property
+    def present(self) -> bool:
+        return False
+
+    def exists(self) -> bool:
+        return False
+
+    def set_limits(self, limits: CgroupLimits) -> None:
+        """Nobody asks for limits here, or wants them ignored: the service refuses those that cannot be enforced."""
+
+    def reclaim(self, amount: int) -> bool:
+        return False
+
+    def kill(self) -> None:
+        pass
+
+    def attach(self, pid: int) -> None:
+        pass
+
+    def pids(self) -> frozenset[int]:
+        return frozenset()
+
+    def memory_events(self) -> MemoryEvents | None:
+        return None
+
+    def remove(self) -> None:
+        pass
+
+
+NO_CGROUP: Final = NoCgroup(Path("/nonexistent"))
 
 
 def block_device_of(path: Path) -> str | None:

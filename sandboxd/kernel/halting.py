@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 # States of proc_pid_stat(5): stopped by a signal, stopped by a debugger, dead in two ways.
-_STOPPED = frozenset("TtZX")
+_STOPPED = frozenset((b"T", b"t", b"Z", b"X"))
 
 
 def halted(pid: int) -> bool:
@@ -23,7 +23,7 @@ def halted(pid: int) -> bool:
 
 def stopped_jobs(root: int) -> frozenset[int]:
     """Processes of the tree that are stopped already: jobs of its shells, which are to stay so."""
-    return frozenset(pid for pid in _tree(root) if _state(pid) == "T")
+    return frozenset(pid for pid in _tree(root) if _state(pid) == b"T")
 
 
 def halt_tree(root: int) -> bool:
@@ -34,7 +34,7 @@ def halt_tree(root: int) -> bool:
     """
     running = [pid for pid in _tree(root) if not halted(pid)]
     _signal(running, signal.SIGSTOP, root)
-    return all(_state(pid) == "D" for pid in running)
+    return all(_state(pid) == b"D" for pid in running)
 
 
 def continue_tree(root: int, *, but: AbstractSet[int] = frozenset()) -> None:
@@ -58,11 +58,12 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _state(pid: int) -> str:
+def _state(pid: int) -> bytes:
+    """Its letter. The process's name before it is any bytes that the process likes."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except OSError:
-        return "X"
+        return b"X"
 
 
 def _signal(pids: Iterable[int], number: int, root: int) -> None:

@@ -11,6 +11,7 @@ import trio
 from sandboxd.config import Config
 from sandboxd.constraints import MAX_MAPPING_BYTES, mapping_bytes
 from sandboxd.errors import InvalidRequest, NotFound, Unprocessable
+from sandboxd.isolation.backend import Backends
 from sandboxd.model import CommandResult, CommandSpec, Limits, Sandbox, SandboxSpec, Snapshot
 from sandboxd.service.access import quotas
 from sandboxd.service.access.keys import Keys
@@ -21,7 +22,8 @@ from sandboxd.service.commands.terminals import Terminals
 from sandboxd.service.events import EventLog
 from sandboxd.service.images.store import ImageStore
 from sandboxd.service.ports import PortNames, Ports
-from sandboxd.service.sandboxes.entry import Entry, Host
+from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.service.sandboxes.host import Host
 from sandboxd.service.sandboxes.metrics import MetricsReader
 from sandboxd.service.sandboxes.oom import OomWatch
 from sandboxd.service.sandboxes.registry import Sandboxes
@@ -51,6 +53,8 @@ class Capabilities:
     """What this daemon can do on this host."""
 
     backend: str
+    """the default one"""
+    backends: tuple[str, ...]
     rootless: bool
     enforceable: frozenset[str]
     """of memory, swap, pids, cpu, io, disk"""
@@ -72,6 +76,7 @@ class Service:
         self,
         *,
         config: Config,
+        backends: Backends,
         sandboxes: Sandboxes,
         background: BackgroundCommands,
         snapshots: Snapshots,
@@ -85,6 +90,7 @@ class Service:
         capabilities: Capabilities,
     ) -> None:
         self.config = config
+        self._backends = backends
         self.sandboxes = sandboxes
         self.background = background
         self.terminals = Terminals(background)
@@ -126,6 +132,7 @@ class Service:
             workdir=spec.workdir or image.workdir,
             env={**image.env, **spec.env},
             timeout=self._lifetime(spec.timeout),
+            backend=self._backends.get(spec.backend or self._backends.default).name,
         )
         sandbox = await self.sandboxes.create(filled, image)
         with contextlib.suppress(NotFound):  # deleted already, by somebody who knows its name
@@ -152,6 +159,7 @@ class Service:
             workdir=spec.workdir or source.workdir,
             env={**source.env, **spec.env},
             timeout=self._lifetime(spec.timeout),
+            backend=self._backends.get(spec.backend or source.backend or self._backends.default).name,
         )
         return await self.snapshots.create(snapshot, filled)
 
@@ -284,12 +292,13 @@ async def open_service(
         await sandboxes.recover()
         ports = Ports(store, port_names)
         await ports.load(sandboxes.entries())
-        keep_house = (sandboxes.purge_discarded, sandboxes.keep_slots, layers.keep_house)
+        keep_house = (host.disk.keep_purged, sandboxes.keep_slots, layers.keep_house)
         for task in (oom.run, keys.note_uses, *keep_house):
             nursery.start_soon(task)
         try:
             yield Service(
                 config=config,
+                backends=host.backends,
                 sandboxes=sandboxes,
                 background=background,
                 snapshots=Snapshots(layers=layers, sandboxes=sandboxes, find_image=images.get),

@@ -16,19 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandboxd.crashpoints import POINTS
 from sandboxd.service.sandboxes.slots import READY
 from tests.support import census, witnesses
+from tests.support.crashing import points_of
 from tests.support.daemon import Daemon
 from tests.support.sandbox import Box
 from tests.support.sse import Event, stream
 from tests.support.waiting import PATIENCE, kill_all, wait_until
 
-SLOT_POINTS = [point for point in POINTS if point.startswith("slot:")]
-CREATE_POINTS = [point for point in POINTS if point.startswith("create:")]
+SLOT_POINTS = points_of("slot")
+CREATE_POINTS = points_of("create")
 UNCONFIRMED = CREATE_POINTS[: CREATE_POINTS.index("create:confirmed")]
-SWEEP_POINTS = [point for point in POINTS if point.startswith("sweep:")]
-DELETE_POINTS = [point for point in POINTS if point.startswith("delete:") and point != "delete:asked"]
+SWEEP_POINTS = points_of("sweep")
+DELETE_POINTS = [point for point in points_of("delete") if point != "delete:asked"]
 SANDBOXES = "/v1/sandboxes"
 
 
@@ -183,7 +183,7 @@ def test_a_crash_at_every_point_of_a_deletion(survivor: Box) -> None:
         start_to_die_at(daemon, point)
         with contextlib.suppress(http.client.HTTPException, OSError):  # the last of it comes after the answer
             daemon.call("DELETE", f"{SANDBOXES}/{doomed}")
-        assert daemon.wait() == -signal.SIGKILL
+        assert daemon.wait() == -signal.SIGKILL, point
         restart(daemon)
         assert_deleted(daemon, doomed)
     assert_survived(survivor)
@@ -221,15 +221,15 @@ def test_a_crash_while_creating_many_and_deleting_many(survivor: Box) -> None:
 
 def test_a_crash_while_the_crash_before_is_cleaned_up(survivor: Box) -> None:
     daemon = survivor.daemon
-    doomed = daemon.create()
-    start_to_die_at(daemon, DELETE_POINTS[0])
-    dies_of(daemon, "DELETE", f"{SANDBOXES}/{doomed}")
-    for point in SWEEP_POINTS:
+    for point in SWEEP_POINTS:  # each with a sandbox of its own: what was swept before the crash is no stray any more
+        deleted = daemon.create()
+        start_to_die_at(daemon, "delete:forgotten")
+        dies_of(daemon, "DELETE", f"{SANDBOXES}/{deleted}")
         daemon.die_at(point)
         daemon.launch()
-        assert daemon.wait() == -signal.SIGKILL
-    restart(daemon)
-    assert_deleted(daemon, doomed)
+        assert daemon.wait() == -signal.SIGKILL, point
+        restart(daemon)
+        assert_deleted(daemon, deleted)
     assert_survived(survivor)
 
 

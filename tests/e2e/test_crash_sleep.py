@@ -9,20 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.crashpoints import POINTS
 from tests.e2e.test_crash import dies_of, restart, start_to_die_at
 from tests.e2e.test_lifecycle import SANDBOXES
 from tests.e2e.test_sleep import TICKS, changed, ticks_of
 from tests.support import witnesses
+from tests.support.crashing import points_of
 from tests.support.daemon import Daemon
 from tests.support.waiting import wait_until
 
 # What has been recorded as begun ends as it was meant to; only a start that nobody was told of is undone.
 ENDS = {"pause": "paused", "resume": "running", "stop": "stopped", "start": "stopped"}
-
-
-def points_of(verb: str) -> list[str]:
-    return [point for point in POINTS if point.startswith((f"{verb}:", f"{verb}ped:"))]
 
 
 @pytest.fixture
@@ -85,7 +81,7 @@ def test_a_crash_at_every_point_of_a_pause_and_of_a_resume(
 def test_a_crash_at_every_point_of_a_stop_and_of_a_start(
     own_daemon: Daemon, box: str, verb: str, before: str
 ) -> None:
-    for point in points_of(verb):
+    for point in points_of(verb, f"{verb}ped"):
         bring_to(own_daemon, box, before)
         start_to_die_at(own_daemon, point)
         dies_of(own_daemon, "POST", f"{SANDBOXES}/{box}/{verb}")

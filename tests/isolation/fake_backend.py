@@ -15,7 +15,8 @@ from pathlib import Path
 import trio
 
 from sandboxd.errors import LaunchFailed
-from sandboxd.isolation.backend import Meanwhile, RunningMachine, attach_by_pid
+from sandboxd.isolation.backend import Meanwhile
+from sandboxd.isolation.bwrap.machine import ProcessMachine
 from sandboxd.isolation.bwrap.marks import MARK, marked_processes
 from sandboxd.isolation.init.connection import unix_address
 from sandboxd.isolation.plan import LaunchPlan, Slot
@@ -35,20 +36,18 @@ class FakeBackend:
         self._monitors: list[subprocess.Popen[bytes]] = []
         self._prepared: set[str] = set()
 
-    async def launch(
-        self, plan: LaunchPlan, *, cgroup: Cgroup | None, meanwhile: Meanwhile | None = None
-    ) -> RunningMachine:
+    async def launch(self, plan: LaunchPlan, *, meanwhile: Meanwhile | None = None) -> ProcessMachine:
         self._reap()
         await self.drop(plan.slot.sandbox)
         for needed in (plan.slot.init, *plan.layers):
             if not needed.exists():
                 raise LaunchFailed(f"cannot start sandbox {plan.slot.sandbox}: {needed} is missing")
-        monitor = self._start(plan, cgroup)
-        running: RunningMachine | None = None
+        monitor = self._start(plan)
+        running: ProcessMachine | None = None
         try:
             with trio.fail_after(START_LIMIT):
                 machine = await self._machine(monitor.pid)
-                running = attach_by_pid(machine, plan.slot.runtime, cgroup=cgroup)
+                running = ProcessMachine.found(machine, plan.slot.runtime, cgroup=plan.slot.cgroup)
                 assert running is not None
                 if meanwhile is not None:
                     await meanwhile(running)
@@ -61,16 +60,16 @@ class FakeBackend:
             monitor.wait()
             raise
 
-    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
+    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup) -> ProcessMachine | None:
         self._reap()
-        return attach_by_pid(machine, runtime, cgroup=cgroup)
+        return ProcessMachine.found(machine, runtime, cgroup=cgroup)
 
     async def sweep(self, sandboxes: AbstractSet[str]) -> None:
         for pid in marked_processes(sandboxes):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    async def prepare(self, slot: Slot, *, cgroup: Cgroup | None) -> None:
+    async def prepare(self, slot: Slot) -> None:
         self._prepared.add(slot.sandbox)
 
     def is_prepared(self, sandbox: str) -> bool:
@@ -82,7 +81,7 @@ class FakeBackend:
     def close(self) -> None:
         self._reap()
 
-    def _start(self, plan: LaunchPlan, cgroup: Cgroup | None) -> subprocess.Popen[bytes]:
+    def _start(self, plan: LaunchPlan) -> subprocess.Popen[bytes]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             with unix_address(plan.slot.socket) as address:
                 listener.bind(address)
@@ -93,8 +92,7 @@ class FakeBackend:
             process = subprocess.Popen(
                 command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
-        if cgroup is not None:
-            cgroup.attach(process.pid)
+        plan.slot.cgroup.attach(process.pid)
         self._monitors.append(process)
         return process
 

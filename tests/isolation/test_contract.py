@@ -22,10 +22,12 @@ from sandboxd.isolation.init.client import InitClient, SpawnRequest
 from sandboxd.isolation.init.messages import Exited
 from sandboxd.isolation.init.wire import Output
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
+from sandboxd.kernel.cgroups import NO_CGROUP
 from sandboxd.service.images.store import ImageStore
 from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.volume import PlainVolume
 from tests.isolation.fake_backend import FakeBackend
+from tests.support.plans import plan_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root; without it the daemon's own tests do this")
@@ -54,7 +56,7 @@ def plan(tmp_path: Path, image_dir: Path) -> Iterator[Callable[[], LaunchPlan]]:
     """A factory of plans, each for a sandbox of its own. What a failed test leaves running is ended."""
     made: set[str] = set()
     disk = Disk(volume=PlainVolume(tmp_path / "state", userxattr=False), runtime_dir=tmp_path / "run", root_id=0)
-    rootfs = ImageStore(image_dir, id_base=0).get("base").rootfs
+    image = ImageStore(image_dir, id_base=0).get("base")
     starts = iter(range(RANGE, RANGE + 64 * 65536, 65536))
 
     def make() -> LaunchPlan:
@@ -63,14 +65,14 @@ def plan(tmp_path: Path, image_dir: Path) -> Iterator[Callable[[], LaunchPlan]]:
         paths = disk.make(sandbox)
         slot = Slot(
             sandbox=sandbox,
+            backend="any",
             ids=IdRange(start=next(starts), idmapped=True),
             runtime=paths.runtime,
+            cgroup=NO_CGROUP,
             boot_id="00000000-1111-2222-3333-444444444444",
             init=find_asset("rootfs/init/build/sandbox-init"),
         )
-        return LaunchPlan(
-            slot=slot, layers=(rootfs,), writable=paths.writable, hostname="contract", machine_id="0" * 32
-        )
+        return plan_of(slot, image, writable=paths.writable)
 
     yield make
     for pid in marked_processes(made):
@@ -96,7 +98,7 @@ async def test_a_launched_machine_runs_commands_until_it_is_destroyed(
 ) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        running = await backend.launch(made, cgroup=None)
+        running = await backend.launch(made)
         assert await output_of(running.init, "echo $$ is not 1; sleep 600 > /dev/null 2>&1 &") != b""
         assert not running.ended()
         assert {running.machine.pid, running.machine.monitor} <= set(marked_processes({made.slot.sandbox}))
@@ -106,7 +108,7 @@ async def test_a_launched_machine_runs_commands_until_it_is_destroyed(
 
 async def test_destroying_takes_what_runs_inside_along(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     with trio.fail_after(LIMIT):
-        running = await backend.launch(plan(), cgroup=None)
+        running = await backend.launch(plan())
         await output_of(running.init, f"setsid sleep {SLEEP} > /dev/null 2>&1 &")
         wait_until(lambda: len(_sleepers()) == 1)
         await running.destroy()
@@ -126,7 +128,7 @@ def _is_sleeper(pid: str) -> bool:
 
 async def test_two_machines_know_nothing_of_each_other(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     with trio.fail_after(LIMIT):
-        one, two = await backend.launch(plan(), cgroup=None), await backend.launch(plan(), cgroup=None)
+        one, two = await backend.launch(plan()), await backend.launch(plan())
         await output_of(one.init, f"setsid sleep {SLEEP} > /dev/null 2>&1 &")
         assert str(SLEEP).encode() not in await output_of(two.init, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
         await one.destroy()
@@ -137,13 +139,13 @@ async def test_two_machines_know_nothing_of_each_other(backend: Backend, plan: C
 async def test_a_machine_that_was_let_go_is_found_again(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        first = await backend.launch(made, cgroup=None)
+        first = await backend.launch(made)
         first.close()
-        again = backend.attach(first.machine, made.slot.runtime, cgroup=None)
+        again = backend.attach(first.machine, made.slot.runtime, cgroup=NO_CGROUP)
         assert again is not None
         assert await output_of(again.init, "echo well") == b"well\n"
         await again.destroy()
-    assert backend.attach(first.machine, made.slot.runtime, cgroup=None) is None
+    assert backend.attach(first.machine, made.slot.runtime, cgroup=NO_CGROUP) is None
 
 
 async def test_another_process_of_that_pid_is_not_taken_for_it(
@@ -151,20 +153,20 @@ async def test_another_process_of_that_pid_is_not_taken_for_it(
 ) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        running = await backend.launch(made, cgroup=None)
+        running = await backend.launch(made)
         machine = running.machine
         for other in (
             replace(machine, pid_started=machine.pid_started + 1),
             replace(machine, host_boot_id="another"),
             replace(machine, pid=os.getpid()),
         ):
-            assert backend.attach(other, made.slot.runtime, cgroup=None) is None
+            assert backend.attach(other, made.slot.runtime, cgroup=NO_CGROUP) is None
         await running.destroy()
 
 
 async def test_the_end_of_a_machine_is_noticed(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     with trio.fail_after(LIMIT):
-        running = await backend.launch(plan(), cgroup=None)
+        running = await backend.launch(plan())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(running.wait_ended)
             os.kill(running.machine.pid, signal.SIGKILL)
@@ -180,7 +182,7 @@ async def test_a_launch_that_cannot_succeed_leaves_nothing(
     no_init = replace(good, slot=replace(good.slot, init=nowhere))
     made = no_init if missing == "init" else replace(good, layers=(nowhere,))
     with trio.fail_after(LIMIT), pytest.raises(LaunchFailed, match=r"^cannot start"):
-        await backend.launch(made, cgroup=None)
+        await backend.launch(made)
     assert_gone(made)
 
 
@@ -189,7 +191,7 @@ async def test_a_cancelled_launch_leaves_nothing(backend: Backend, plan: Callabl
     for milliseconds in (*range(0, 120, 3), 500, 5_000, 60_000):
         made = plan()
         with trio.move_on_after(milliseconds / 1000):
-            running = await backend.launch(made, cgroup=None)
+            running = await backend.launch(made)
             with trio.CancelScope(shield=True):
                 await running.destroy()
                 assert_gone(made)
@@ -201,7 +203,7 @@ async def test_a_cancelled_launch_leaves_nothing(backend: Backend, plan: Callabl
 async def test_a_sweep_ends_what_is_known_by_its_id_only(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     stray, known = plan(), plan()
     with trio.fail_after(LIMIT):
-        running = [await backend.launch(each, cgroup=None) for each in (stray, known)]
+        running = [await backend.launch(each) for each in (stray, known)]
         await backend.sweep({stray.slot.sandbox})
         assert_gone(stray)
         assert await output_of(running[1].init, "echo well") == b"well\n"
@@ -213,9 +215,9 @@ async def test_a_sweep_ends_what_is_known_by_its_id_only(backend: Backend, plan:
 async def test_a_prepared_slot_is_launched_as_any_other(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        await backend.prepare(made.slot, cgroup=None)
+        await backend.prepare(made.slot)
         assert backend.is_prepared(made.slot.sandbox)
-        running = await backend.launch(made, cgroup=None)
+        running = await backend.launch(made)
         assert not backend.is_prepared(made.slot.sandbox)
         assert await output_of(running.init, "echo well") == b"well\n"
         await running.destroy()
@@ -227,7 +229,7 @@ async def test_a_prepared_slot_can_be_dropped_and_nothing_is_left(
 ) -> None:
     made = plan()
     with trio.fail_after(LIMIT):
-        await backend.prepare(made.slot, cgroup=None)
+        await backend.prepare(made.slot)
         await backend.drop(made.slot.sandbox)
         await backend.drop(made.slot.sandbox)  # of what is gone already
     assert not backend.is_prepared(made.slot.sandbox)

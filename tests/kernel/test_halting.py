@@ -110,3 +110,29 @@ def test_a_tree_that_is_gone_is_halted_and_nothing_else_is_touched() -> None:
     assert halting.halt_tree(process.pid)
     halting.continue_tree(process.pid)
     assert halting.stopped_jobs(process.pid) == frozenset()
+
+
+# Bytes that are no UTF-8, and what a name may be made of to look like the end of one.
+NAMES = (b"\xff", b") T 0 (\xff)", b"\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_may_have_any_name(name: bytes) -> None:
+    program = f"""
+import os, sys, time
+if os.fork() == 0:
+    with open("/proc/self/comm", "wb") as file:
+        file.write({name!r})
+    print("up", flush=True)
+    while True:
+        time.sleep(600)
+while True:
+    os.wait()
+"""
+    with namespace(program) as root:
+        assert halting.stopped_jobs(root) == frozenset()
+        halt(root)
+        assert halting.halted(root)
+        assert len(halting.stopped_jobs(root)) == 2
+        halting.continue_tree(root)
+        wait_until(lambda: not halting.halted(root))

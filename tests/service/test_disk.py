@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 
 from sandboxd.service.storage.disk import Disk, no_space, sweep_away
 from sandboxd.service.storage.volume import PlainVolume
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -102,3 +104,19 @@ def test_what_cannot_be_swept_is_told_by_name(disk: Disk, caplog: pytest.LogCapt
     sweep_away(disk.discard, "s1")
     assert caplog.messages[0].startswith("cannot sweep s1: ")
     assert disk.known() == {"s1"}
+
+
+async def test_what_any_thread_throws_away_is_removed_for_good_soon_after(disk: Disk, tmp_path: Path) -> None:
+    trash = tmp_path / "state" / "trash"
+    disk.make("before")
+    disk.discard("before")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.keep_purged)
+        for sandbox in ("s1", "s2"):
+            disk.make(sandbox)
+            await trio.to_thread.run_sync(disk.discard, sandbox)
+        await trio.to_thread.run_sync(wait_until, lambda: os.listdir(trash) == [])
+        nursery.cancel_scope.cancel()
+    disk.make("s3")
+    disk.discard("s3")  # with nobody there to remove it
+    assert len(os.listdir(trash)) == 1

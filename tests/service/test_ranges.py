@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sandboxd.config import Config
 from sandboxd.errors import StartupError, Unavailable
 from sandboxd.kernel.userns import IDS_PER_RANGE
+from sandboxd.model import Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.sandboxes import ranges as ranges_module
 from sandboxd.service.sandboxes.ranges import BLOCKS, IdRanges, SharedRange, claim_block
 from sandboxd.service.sandboxes.ranges import IDS_PER_BLOCK as FULL_BLOCK
@@ -21,65 +23,85 @@ from tests.support.daemon import CHECKOUT
 FIRST, COUNT = 0x70000000, 6
 
 
+def record(sandbox: str, range_start: int) -> Sandbox:
+    spec = SandboxSpec(image="i", image_name="i")
+    return Sandbox(id=sandbox, state=SandboxState.RUNNING, spec=spec, created_at=0.0, range_start=range_start)
+
+
 def test_ranges_do_not_overlap_and_stay_inside_the_block() -> None:
     ranges = IdRanges(FIRST, COUNT)
-    taken = [ranges.take() for _ in range(COUNT)]
+    taken = [ranges.reserve(f"s{n}").start for n in range(COUNT)]
     assert sorted(taken) == [FIRST + n * IDS_PER_RANGE for n in range(COUNT)]
 
 
-def test_when_all_are_taken_the_answer_is_clear_and_one_given_back_is_enough() -> None:
+async def test_when_all_are_taken_the_answer_is_clear_and_one_given_back_is_enough() -> None:
     ranges = IdRanges(FIRST, 2)
-    one, _ = ranges.take(), ranges.take()
+    one, _ = ranges.reserve("one"), ranges.reserve("two")
     with pytest.raises(Unavailable, match=r"^cannot create the sandbox: no free id range"):
-        ranges.take()
-    ranges.give_back(one)
-    assert ranges.take() == one
+        ranges.reserve("three")
+    await ranges.release("one")
+    assert ranges.reserve("three") == one
+
+
+def test_who_has_a_range_keeps_it() -> None:
+    ranges = IdRanges(FIRST, COUNT)
+    assert ranges.reserve("one") == ranges.reserve("one") != ranges.reserve("two")
+
+
+async def test_a_range_of_a_block_that_we_had_before_is_nobodys_when_it_is_given_back() -> None:
+    ranges = IdRanges(FIRST, 1)
+    await ranges.claim(record("old", FIRST - IDS_PER_RANGE))
+    assert ranges.reserve("old").start == FIRST - IDS_PER_RANGE
+    await ranges.release("old")
+    assert ranges.reserve("new").start == FIRST
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Taking, giving back and claiming in any order, against a set."""
+    """Taking, giving back and claiming in any order, against a dictionary."""
 
     @initialize(claimed=st.sets(st.integers(0, COUNT - 1)))
     def begin(self, claimed: set[int]) -> None:
         self.ranges = IdRanges(FIRST, COUNT)
-        self.taken = {FIRST + n * IDS_PER_RANGE for n in claimed}
-        self.ranges.claim(self.taken)
+        self.taken = {f"old{n}": FIRST + n * IDS_PER_RANGE for n in claimed}
+        self.named = 0
+        for sandbox, start in self.taken.items():
+            trio.run(self.ranges.claim, record(sandbox, start))
 
     @rule()
     def take(self) -> None:
+        self.named += 1
         if len(self.taken) == COUNT:
             with pytest.raises(Unavailable):
-                self.ranges.take()
+                self.ranges.reserve(f"new{self.named}")
         else:
-            start = self.ranges.take()
-            assert start not in self.taken
-            self.taken.add(start)
+            start = self.ranges.reserve(f"new{self.named}").start
+            assert start not in self.taken.values()
+            self.taken[f"new{self.named}"] = start
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        start = data.draw(st.sampled_from(sorted(self.taken)))
-        self.ranges.give_back(start)
-        self.taken.discard(start)
+        sandbox = data.draw(st.sampled_from(sorted(self.taken)))
+        trio.run(self.ranges.release, sandbox)
+        del self.taken[sandbox]
 
-    @rule(start=st.integers(FIRST - 10, FIRST + COUNT * IDS_PER_RANGE))
-    def give_back_what_is_not_taken(self, start: int) -> None:
-        if start not in self.taken:
-            self.ranges.give_back(start)
+    @rule()
+    def give_back_what_is_not_taken(self) -> None:
+        trio.run(self.ranges.release, "nobody")
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        assert self.ranges.taken() == self.taken
+        assert self.ranges.taken() == set(self.taken.values())
 
 
 TestAnyOrder = AnyOrder.TestCase
 
 
-def test_without_root_all_share_one() -> None:
+async def test_without_root_all_share_one() -> None:
     ranges = SharedRange(1)
-    assert {ranges.take() for _ in range(5)} == {1}
-    ranges.give_back(1)
-    assert ranges.take() == 1
+    assert {ranges.reserve(f"s{n}").start for n in range(5)} == {1}
+    await ranges.release("s0")
+    assert ranges.reserve("s6").start == 1
 
 
 # -- blocks of daemons --------------------------------------------------------------------------------------------
@@ -176,13 +198,6 @@ def test_a_block_in_which_a_process_lives_is_not_taken_back(tmp_path: Path, regi
                     running.enter_context(claim_block(state(tmp_path, BLOCKS), BLOCKS_FROM, registry))
         finally:
             process.kill()
-
-
-def test_a_range_of_an_earlier_block_is_not_handed_out_when_it_is_given_back() -> None:
-    ranges = IdRanges(FIRST, 2)
-    ranges.claim({FIRST - IDS_PER_RANGE})
-    ranges.give_back(FIRST - IDS_PER_RANGE)
-    assert {ranges.take(), ranges.take()} == {FIRST, FIRST + IDS_PER_RANGE}
 
 
 def test_daemons_that_start_at_once_do_not_meet(tmp_path: Path, registry: Path) -> None:

@@ -1,7 +1,6 @@
 """Slots made ahead: how many there are, who gets them, and that none is left."""
 
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,10 +9,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from sandboxd.errors import LaunchFailed
+from sandboxd.errors import LaunchFailed, SandboxLost
+from sandboxd.isolation.backend import Backends
 from sandboxd.isolation.plan import Slot
-from sandboxd.kernel.cgroups import Cgroup
-from sandboxd.service.sandboxes.entry import Host
+from sandboxd.kernel.cgroup_tree import NoCgroupTree
+from sandboxd.service.resources import Resources
+from sandboxd.service.sandboxes.host import Host
+from sandboxd.service.sandboxes.limits import Cgroups
+from sandboxd.service.sandboxes.processes import Processes
 from sandboxd.service.sandboxes.ranges import IdRanges
 from sandboxd.service.sandboxes.slots import READY, Slots
 from sandboxd.service.storage.disk import Disk
@@ -26,26 +29,43 @@ class Reluctant(FakeBackend):
 
     failures = 0
 
-    async def prepare(self, slot: Slot, *, cgroup: Cgroup | None) -> None:
+    async def prepare(self, slot: Slot) -> None:
         if self.failures:
             self.failures -= 1
             raise LaunchFailed("cannot prepare: told so")
-        await super().prepare(slot, cgroup=cgroup)
+        await super().prepare(slot)
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    volume = PlainVolume(tmp_path / "state", userxattr=False)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    async def here(function: Callable[[], None]) -> None:
+        function()
+
+    # Time jumps past a thread.
+    monkeypatch.setattr("sandboxd.service.storage.disk.run_in_thread_or_here", here)
+    backends = Backends(Reluctant(), default="fake")
+    disk = Disk(volume=PlainVolume(tmp_path / "state", userxattr=False), runtime_dir=tmp_path / "run", root_id=0)
+    ranges, cgroups, processes = (
+        IdRanges(1 << 20, 64),
+        Cgroups(NoCgroupTree(), block_device=None),
+        Processes(backends),
+    )
     return Host(
-        backend=Reluctant(),
-        cgroups=None,
-        disk=Disk(volume=volume, runtime_dir=tmp_path / "run", root_id=0),
-        ranges=IdRanges(1 << 20, 64),
-        idmapped=True,
+        backends=backends,
+        resources=Resources(ranges, disk, cgroups, processes),
+        ranges=ranges,
+        disk=disk,
+        cgroups=cgroups,
+        processes=processes,
         root_id=0,
         init=Path("/init"),
-        block_device=None,
     )
+
+
+def backend_of(host: Host) -> Reluctant:
+    backend = host.backends.get("fake")
+    assert isinstance(backend, Reluctant)
+    return backend
 
 
 @asynccontextmanager
@@ -67,35 +87,36 @@ async def test_as_many_are_ready_as_are_to_be(host: Host, autojump_clock: MockCl
 async def test_what_is_taken_is_prepared_and_made_again(host: Host, autojump_clock: MockClock) -> None:
     async with keeping(host) as slots:
         before = host.disk.known()
-        slot = slots.take()
+        slot, taken = slots.take("fake")
         assert slot.sandbox in before
-        assert host.backend.is_prepared(slot.sandbox)
-        assert slot.sandbox not in slots
+        assert taken
+        assert backend_of(host).is_prepared(slot.sandbox)
         await trio.sleep(1)
         assert len(host.disk.known()) == READY + 1
 
 
-async def test_a_burst_gets_slots_too_each_one_of_its_own(host: Host, autojump_clock: MockClock) -> None:
+async def test_a_burst_gets_slots_too_of_which_the_last_are_only_names(host: Host, autojump_clock: MockClock) -> None:
     async with keeping(host) as slots:
-        taken = [slots.take() for _ in range(3 * READY)]
-        assert len({slot.sandbox for slot in taken}) == len({slot.ids.start for slot in taken}) == len(taken)
-        assert {slot.sandbox for slot in taken} <= host.disk.known()
-        assert [host.backend.is_prepared(slot.sandbox) for slot in taken].count(True) == READY
+        got = [slots.take("fake") for _ in range(3 * READY)]
+        assert len({slot.sandbox for slot, _ in got}) == len({slot.ids.start for slot, _ in got}) == len(got)
+        assert [taken for _, taken in got] == [True] * READY + [False] * 2 * READY
+        assert {slot.sandbox for slot, taken in got if taken} == host.disk.known()
+        assert all(backend_of(host).is_prepared(slot.sandbox) is taken for slot, taken in got)
 
 
 async def test_one_whose_process_is_gone_is_given_to_nobody(host: Host, autojump_clock: MockClock) -> None:
     async with keeping(host) as slots:
         spoiled = host.disk.known()
         for sandbox in spoiled:
-            await host.backend.drop(sandbox)
-        assert slots.take().sandbox not in spoiled
+            await backend_of(host).drop(sandbox)
+        slot, _ = slots.take("fake")
+        assert slot.sandbox not in spoiled
         await trio.sleep(1)
         assert spoiled.isdisjoint(host.disk.known())
 
 
 async def test_what_cannot_be_made_leaves_nothing_and_is_tried_again(host: Host, autojump_clock: MockClock) -> None:
-    assert isinstance(host.backend, Reluctant)
-    host.backend.failures = 2
+    backend_of(host).failures = 2
     async with keeping(host):
         assert host.disk.known() == host.ranges.taken() == frozenset()
         await trio.sleep(60)
@@ -104,16 +125,34 @@ async def test_what_cannot_be_made_leaves_nothing_and_is_tried_again(host: Host,
 
 async def test_none_outlives_the_task_but_those_that_were_taken(host: Host, autojump_clock: MockClock) -> None:
     async with keeping(host) as slots:
-        taken = slots.take()
+        taken, _ = slots.take("fake")
     assert host.disk.known() == {taken.sandbox}
     assert host.ranges.taken() == {taken.ids.start}
 
 
-async def test_a_directory_that_cannot_be_made_is_an_answer(
-    host: Host, tmp_path: Path, autojump_clock: MockClock
+async def test_what_cannot_be_released_is_not_lost_and_the_daemon_goes_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    slots = Slots(host)
-    os.rmdir(tmp_path / "run" / "sandboxes")
-    with pytest.raises(LaunchFailed, match=r"^cannot create the sandbox"):
-        slots.take()
-    assert host.ranges.taken() == frozenset()
+    """A process in the kernel that nothing kills: its ids are nobody else's until it has gone."""
+    stuck = True
+    drop = backend_of(host).drop
+
+    async def hang(sandbox: str) -> None:
+        if stuck:
+            raise SandboxLost("cannot end it: told so")
+        await drop(sandbox)
+
+    async with keeping(host) as slots:
+        spoiled = host.disk.known()
+        held = host.ranges.taken()
+        for sandbox in spoiled:
+            await drop(sandbox)
+        monkeypatch.setattr(backend_of(host), "drop", hang)
+        slots.take("fake")
+        await trio.sleep(1)
+        assert spoiled < host.disk.known()
+        assert held < host.ranges.taken()
+        stuck = False
+        slots.take("fake")
+        await trio.sleep(1)
+        assert spoiled.isdisjoint(host.disk.known())

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sandboxd.crashpoints import POINTS
 from sandboxd.kernel.cgroup_tree import discover_cgroups
 from sandboxd.kernel.cgroups import Cgroup
 from tests.support import census
+from tests.support.crashing import ALL_POINTS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_LIMIT = 120.0
@@ -201,7 +201,7 @@ class Daemon:
             file.unlink(missing_ok=True)
             return
         assert self.mortal
-        assert point in POINTS
+        assert point in ALL_POINTS
         new = file.with_suffix(".new")
         new.write_text(point)
         new.rename(file)

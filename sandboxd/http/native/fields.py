@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sandboxd.constraints import DAY_MS as DAY_MS
 from sandboxd.constraints import Argument as Argument
+from sandboxd.constraints import BackendName as BackendName
 from sandboxd.constraints import Description as Description
 from sandboxd.constraints import Env as Env
 from sandboxd.constraints import Hostname as Hostname

@@ -26,16 +26,10 @@ import trio
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import LaunchFailed, first_leaf
-from sandboxd.isolation.backend import (
-    KILL_LIMIT,
-    Meanwhile,
-    RunningMachine,
-    attach_by_pid,
-    attach_new,
-    remove_cgroup,
-)
+from sandboxd.isolation.backend import Meanwhile
 from sandboxd.isolation.bwrap import seccomp
 from sandboxd.isolation.bwrap.launcher import Launcher
+from sandboxd.isolation.bwrap.machine import KILL_LIMIT, ProcessMachine
 from sandboxd.isolation.bwrap.marks import marked_processes
 from sandboxd.isolation.bwrap.pipes import Gate, Pipe, closing, listening_socket, memory_file
 from sandboxd.isolation.bwrap.render import assemble_request, start_request
@@ -56,7 +50,7 @@ class _Waiting:
     """A bwrap at its gate. Owns: the machine, until launch hands it out, and the pipes to it."""
 
     request: StartRequest
-    running: RunningMachine
+    running: ProcessMachine
     gate: Gate
     error: Pipe
 
@@ -80,8 +74,8 @@ class BwrapBackend:
         self._launcher = Launcher()
         self._waiting: dict[str, _Waiting] = {}
 
-    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup | None) -> RunningMachine | None:
-        return attach_by_pid(machine, runtime, cgroup=cgroup)
+    def attach(self, machine: Machine, runtime: Path, *, cgroup: Cgroup) -> ProcessMachine | None:
+        return ProcessMachine.found(machine, runtime, cgroup=cgroup)
 
     async def sweep(self, sandboxes: AbstractSet[str]) -> None:
         if sandboxes:
@@ -96,8 +90,8 @@ class BwrapBackend:
 
     # -- ahead of time --------------------------------------------------------------------------------------------
 
-    async def prepare(self, slot: Slot, *, cgroup: Cgroup | None) -> None:
-        self._waiting[slot.sandbox] = await self._start(slot, cgroup)
+    async def prepare(self, slot: Slot) -> None:
+        self._waiting[slot.sandbox] = await self._start(slot)
 
     def is_prepared(self, sandbox: str) -> bool:
         waiting = self._waiting.get(sandbox)
@@ -109,35 +103,30 @@ class BwrapBackend:
             with waiting, trio.CancelScope(shield=True):
                 await waiting.running.destroy()
 
-    async def _start(self, slot: Slot, cgroup: Cgroup | None) -> _Waiting:
+    async def _start(self, slot: Slot) -> _Waiting:
         """A bwrap that waits at its gate."""
-        request = start_request(
-            slot, bwrap=self._bwrap, max_processes=self._max_processes, in_cgroup=cgroup is not None
-        )
+        request = start_request(slot, bwrap=self._bwrap, max_processes=self._max_processes)
         with contextlib.ExitStack() as stack:
             error, gate = stack.enter_context(Pipe()), Gate()
             stack.callback(gate.close)
             # No pipe: without us to read it, SIGPIPE would end bwrap before it has told its child to go on.
             info = memory_file("")
             stack.callback(os.close, info)
-            monitor = await self._fork(slot, request, cgroup, error, info, gate)
+            monitor = await self._fork(slot, request, error, info, gate)
             crash_point("slot:forked")
             try:
                 with trio.fail_after(READY_LIMIT):
                     await gate.wait_reached()
-                    running = attach_new(_child_pid(info), monitor, slot.runtime, cgroup=cgroup)
+                    running = ProcessMachine.started(_child_pid(info), monitor, slot.runtime, cgroup=slot.cgroup)
             except BaseException as failure:
-                with trio.CancelScope(shield=True):
-                    await _undo(monitor, cgroup)
+                _undo(monitor, slot.cgroup)
                 error.close_write_end()
                 raise await _explained(slot.sandbox, request, error, failure) from failure
             stack.pop_all()
             os.close(info)
         return _Waiting(request=request, running=running, gate=gate, error=error)
 
-    async def _fork(
-        self, slot: Slot, request: StartRequest, cgroup: Cgroup | None, error: Pipe, info: int, gate: Gate
-    ) -> int:
+    async def _fork(self, slot: Slot, request: StartRequest, error: Pipe, info: int, gate: Gate) -> int:
         """Have the fork server run the request; the monitor's pid."""
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(listening_socket(slot.socket))
@@ -149,8 +138,8 @@ class BwrapBackend:
                 "boot_id": stack.enter_context(closing(memory_file(slot.boot_id + "\n"))),
                 "gate": gate.read_end,
             }
-            if cgroup is not None:
-                descriptors["cgroup"] = stack.enter_context(closing(cgroup.open_fd()))
+            if slot.cgroup.present:
+                descriptors["cgroup"] = stack.enter_context(closing(slot.cgroup.open_fd()))
             pid = await self._launcher.start(request, descriptors)
         error.close_write_end()
         gate.close_read_end()
@@ -158,14 +147,12 @@ class BwrapBackend:
 
     # -- on demand ------------------------------------------------------------------------------------------------
 
-    async def launch(
-        self, plan: LaunchPlan, *, cgroup: Cgroup | None, meanwhile: Meanwhile | None = None
-    ) -> RunningMachine:
+    async def launch(self, plan: LaunchPlan, *, meanwhile: Meanwhile | None = None) -> ProcessMachine:
         sandbox = plan.slot.sandbox
         request = assemble_request(plan, max_processes=self._max_processes)
         if not self.is_prepared(sandbox):
             await self.drop(sandbox)
-            await self.prepare(plan.slot, cgroup=cgroup)
+            await self.prepare(plan.slot)
         with self._waiting.pop(sandbox) as waiting:
             running = waiting.running
             try:
@@ -177,13 +164,12 @@ class BwrapBackend:
             except BaseException as failure:
                 with trio.CancelScope(shield=True):
                     await running.destroy()
-                    await _remove(cgroup)
                 raise await _explained(sandbox, waiting.request, waiting.error, failure) from failure
             return running
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Meanwhile | None, running: RunningMachine) -> AsyncIterator[None]:
+async def _beside(work: Meanwhile | None, running: ProcessMachine) -> AsyncIterator[None]:
     """Do that work beside the block; the failure of either is raised as it is."""
     if work is None:
         yield
@@ -201,18 +187,11 @@ def _child_pid(info: int) -> int:
     return int(json.loads(os.pread(info, 4096, 0))["child-pid"])
 
 
-async def _undo(monitor: int, cgroup: Cgroup | None) -> None:
-    """Leave nothing of a start that failed half way; the fork server reaps the monitor."""
+def _undo(monitor: int, cgroup: Cgroup) -> None:
+    """End every process of a start that failed half way; the fork server reaps the monitor."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(monitor, signal.SIGKILL)
-    await _remove(cgroup)
-
-
-async def _remove(cgroup: Cgroup | None) -> None:
-    if cgroup is not None:
-        with trio.move_on_after(KILL_LIMIT):
-            cgroup.kill()
-            await remove_cgroup(cgroup)
+    cgroup.kill()
 
 
 async def _explained(sandbox: str, request: StartRequest, error: Pipe, failure: BaseException) -> BaseException:

@@ -45,8 +45,7 @@ class Launcher:
 
     async def start(self, request: StartRequest, descriptors: Mapping[str, int]) -> int:
         """The host pid of the started child. The descriptors stay the caller's."""
-        ordered = {name: descriptors[name] for name in request.descriptors}
-        reply = await self._call("start", request.to_wire(), ordered)
+        reply = await self._call("start", request.to_wire(), descriptors)
         return int(reply["pid"])
 
     async def assemble(self, request: AssembleRequest, *, machine: int, gate: Gate) -> None:

@@ -46,10 +46,8 @@ MASKED_FILES = (
 MASKED_DIRECTORIES = ("/proc/acpi", "/proc/asound", "/proc/pressure", "/proc/scsi")
 # /proc/sys is made read-only when the root is assembled; sysrq-trigger, irq and bus are the host root's.
 
-DESCRIPTORS = ("error", "listener", "info", "seccomp", "boot_id", "gate")
 
-
-def start_request(slot: Slot, *, bwrap: Path, max_processes: int, in_cgroup: bool) -> StartRequest:
+def start_request(slot: Slot, *, bwrap: Path, max_processes: int) -> StartRequest:
     return StartRequest(
         range_start=slot.ids.start,
         max_processes=max_processes,
@@ -57,7 +55,6 @@ def start_request(slot: Slot, *, bwrap: Path, max_processes: int, in_cgroup: boo
         init=str(slot.init),
         init_name=INIT_NAME,
         argv=_argv(slot, bwrap),
-        descriptors=DESCRIPTORS + (("cgroup",) if in_cgroup else ()),
     )
 
 
@@ -85,10 +82,10 @@ def _argv(slot: Slot, bwrap: Path) -> tuple[str, ...]:
 
 
 def assemble_request(plan: LaunchPlan, *, max_processes: int) -> AssembleRequest:
-    ids = plan.slot.ids
+    ids, hostname = plan.slot.ids, plan.sandbox.spec.hostname
     layers = [StageMount(source=str(path), name=f"l{n}", idmapped=ids.idmapped) for n, path in enumerate(plan.layers)]
     writable = StageMount(source=str(plan.writable), name="w", idmapped=ids.idmapped)
-    binds = [StageMount(source=str(bind.source), name="", target=bind.target) for bind in plan.binds]
+    binds = [StageMount(source=str(bind.source), name="", target=bind.target) for bind in plan.image.binds]
     return AssembleRequest(
         range_start=ids.start,
         max_processes=max_processes,
@@ -98,12 +95,12 @@ def assemble_request(plan: LaunchPlan, *, max_processes: int) -> AssembleRequest
         mounts=(*layers, writable, *binds),
         lowers=tuple(layer.name for layer in layers),
         writable=writable.name,
-        hidden=plan.hidden,
-        hostname=plan.hostname,
+        hidden=plan.image.hidden,
+        hostname=hostname,
         identity=(
-            ("etc/hostname", f"{plan.hostname}\n"),
-            ("etc/hosts", HOSTS.format(hostname=plan.hostname)),
-            ("etc/machine-id", f"{plan.machine_id}\n"),
+            ("etc/hostname", f"{hostname}\n"),
+            ("etc/hosts", HOSTS.format(hostname=hostname)),
+            ("etc/machine-id", f"{plan.sandbox.machine_id}\n"),
         ),
     )
 

@@ -15,8 +15,7 @@ class StartRequest:
     init_name: str
     """what sandbox-init is called in the sandbox's /dev"""
     argv: tuple[str, ...]
-    descriptors: tuple[str, ...]
-    """what travels beside the request, in order; `{name}` in argv becomes the descriptor's number"""
+    """`{name}` becomes the number of the descriptor of that name that travels beside the request"""
 
     def to_wire(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

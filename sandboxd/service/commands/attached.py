@@ -41,7 +41,6 @@ from sandboxd.model import (
     TerminalSize,
 )
 from sandboxd.service.sandboxes.entry import Entry
-from sandboxd.service.sandboxes.oom import kills_in
 
 log = logging.getLogger(__name__)
 
@@ -316,4 +315,4 @@ def oom_kills(entry: Entry) -> int:
 
 
 def _counted_kills(entry: Entry) -> int | None:
-    return kills_in(entry.running.cgroup if entry.running else None)
+    return entry.running.oom_kills() if entry.running else None

@@ -106,7 +106,7 @@ def machine(entry: Entry) -> RunningMachine:
 
 
 def machine_id(running: RunningMachine) -> str:
-    return f"{running.machine.pid}.{running.machine.pid_started}"
+    return running.machine.name
 
 
 class CommandFollower:

@@ -1,22 +1,17 @@
-"""A sandbox's place in the registry, and what all sandboxes stand on."""
+"""A sandbox's place in the registry."""
 
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
 import trio
 
 from sandboxd.errors import Conflict, SandboxdError
-from sandboxd.isolation.backend import Backend, RunningMachine
-from sandboxd.kernel.cgroup_tree import CgroupTree
-from sandboxd.kernel.cgroups import CgroupLimits, IoLimit
-from sandboxd.model import TRANSITIONS, Limits, Sandbox, SandboxState
+from sandboxd.isolation.backend import RunningMachine
+from sandboxd.model import TRANSITIONS, Sandbox, SandboxState
 from sandboxd.service.sandboxes.expiry import Expiry, ExpiryReason, deadline_after, now
-from sandboxd.service.sandboxes.ranges import IdRanges
-from sandboxd.service.storage.disk import Disk
 
 log = logging.getLogger(__name__)
 
@@ -230,41 +225,3 @@ async def _reside(
         log.warning("sandbox %s: %s", sandbox, failure)
     except Exception:
         log.exception("sandbox %s: a task beside it failed", sandbox)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What the sandboxes stand on, gathered so that it is passed as one thing."""
-
-    backend: Backend
-    cgroups: CgroupTree | None
-    disk: Disk
-    ranges: IdRanges
-    idmapped: bool
-    root_id: int
-    """id on disk of a sandbox's root: 0, or 1 where the daemon itself lives in a user namespace"""
-    init: Path
-    block_device: str | None
-    """major:minor of the disk under the state directory, for io limits"""
-
-    def cgroup_limits(self, limits: Limits) -> CgroupLimits | None:
-        """The limits in the kernel's terms; None if there are none."""
-        if not limits.named():
-            return None
-        io: tuple[IoLimit, ...] = ()
-        if self.block_device is not None and (limits.read_bps or limits.write_bps):
-            io = (
-                IoLimit(
-                    self.block_device,
-                    read_bytes_per_second=limits.read_bps,
-                    write_bytes_per_second=limits.write_bps,
-                ),
-            )
-        return CgroupLimits(
-            memory_max=limits.memory,
-            swap_max=limits.swap,
-            pids_max=limits.pids,
-            cpus=limits.cpus,
-            cpu_weight=limits.cpu_weight,
-            io=io,
-        )

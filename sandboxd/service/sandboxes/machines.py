@@ -1,22 +1,21 @@
-"""Machines of sandboxes made and ended, with what a machine needs and its files do not: ids, a cgroup, a socket."""
+"""Machines of sandboxes: launched over their files, and ended."""
 
-import errno
-import uuid
 from functools import partial
 
-from sandboxd.crashpoints import crash_point
-from sandboxd.errors import Unprocessable
-from sandboxd.isolation.backend import Meanwhile, RunningMachine, remove_cgroup
-from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
-from sandboxd.kernel.cgroups import Cgroup
+from sandboxd.isolation.backend import Meanwhile, RunningMachine
+from sandboxd.isolation.plan import LaunchPlan, Slot
 from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Sandbox
-from sandboxd.service.sandboxes.entry import Entry, Host
+from sandboxd.service.resources import Lifetime
+from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.service.sandboxes.host import Host
 from sandboxd.service.storage.layers import Layers
 from sandboxd.threads import run_in_thread_or_here
 
 
 class Machines:
+    """Launches and ends. What a machine takes of the host is not taken or released here, but by who records it."""
+
     def __init__(self, host: Host, layers: Layers) -> None:
         self._host = host
         self._layers = layers
@@ -24,60 +23,45 @@ class Machines:
     async def launch(
         self, slot: Slot, sandbox: Sandbox, image: Image, meanwhile: Meanwhile | None = None
     ) -> RunningMachine:
-        """Give a slot the sandbox's root and limits. On failure nothing is left but its files; see Backend.launch.
+        """Give a slot, all of which has been taken, the sandbox's root and limits. On failure no process is left.
 
-        Raises: Unprocessable (a limit the kernel refuses), LaunchFailed.
+        See Backend.launch for `meanwhile`. Raises: Unprocessable (a limit the kernel refuses), LaunchFailed.
         """
         plan = self._plan(slot, sandbox, image)
-        cgroup = self._limited_cgroup(sandbox)
-        return await self._host.backend.launch(plan, cgroup=cgroup, meanwhile=meanwhile)
-
-    async def launch_again(self, sandbox: Sandbox, image: Image) -> RunningMachine:
-        """As launch, for a sandbox that has had a machine before; its slot is made now."""
-        if self._host.cgroups is not None:
-            self._host.cgroups.create(sandbox.id)
-        crash_point("start:cgroup")
-        slot = Slot(
-            sandbox=sandbox.id,
-            ids=IdRange(start=sandbox.range_start, idmapped=self._host.idmapped),
-            runtime=self._host.disk.paths(sandbox.id).runtime,
-            boot_id=str(uuid.uuid4()),
-            init=self._host.init,
-        )
-        return await self.launch(slot, sandbox, image)
+        await self._host.resources.fit(slot, sandbox)
+        return await self._host.backends.get(slot.backend).launch(plan, meanwhile=meanwhile)
 
     async def end(self, entry: Entry) -> None:
-        """No process of the sandbox is left after this; its cgroup may be, empty. Raises: SandboxLost."""
+        """No process of the sandbox is left after this; what else it holds stays. Raises: SandboxLost."""
         if entry.running is not None:
             await entry.running.destroy()
             entry.running = None
             return
-        await self._host.backend.drop(entry.sandbox.id)
-        if self._host.cgroups is not None:
-            await end_cgroup(self._host.cgroups.sandbox(entry.sandbox.id))
+        await self._host.processes.release(entry.sandbox.id)
+        await self._host.cgroups.release(entry.sandbox.id)
 
-    async def let_go(self, sandbox: Sandbox) -> None:
-        """Give back what the ended machine of that record held. To be recorded first: `range_start` is free now."""
-        if self._host.cgroups is not None:
-            await end_cgroup(self._host.cgroups.sandbox(sandbox.id))
-        self._host.ranges.give_back(sandbox.range_start)
+    async def end_unrecorded(self, sandbox: str) -> None:
+        """As end(), for a machine that a daemon did not live to record: by its id alone."""
+        await self._host.processes.sweep({sandbox})
+        await self._host.cgroups.release(sandbox)
 
-    async def sweep(self, sandbox: str) -> None:
-        """End what exists of a machine of which nothing is recorded yet."""
-        if self._host.cgroups is not None:
-            await end_cgroup(self._host.cgroups.sandbox(sandbox))
-        await self._host.backend.sweep({sandbox})
+    def slot(self, sandbox: Sandbox) -> Slot:
+        """For its next machine, its ids reserved but nothing taken. Raises: Unavailable, Unprocessable (its backend
+        is not there).
+        """
+        return self._host.slot(sandbox.id, self._host.backends.get(sandbox.spec.backend).name)
 
-    def take_range(self) -> int:
-        return self._host.ranges.take()
+    async def take(self, slot: Slot) -> None:
+        """Everything for a sandbox that is started again."""
+        await self._host.resources.take(slot, "start")
+
+    async def release(self, sandbox: str) -> None:
+        """Give back what the ended machine held. To be recorded first: its ids may be another's from here on."""
+        await self._host.resources.release(sandbox, "stop", lifetime=Lifetime.MACHINE)
 
     def has_files(self, sandbox: Sandbox) -> bool:
         """Whether a machine can be made over them, as far as they are not its layers'."""
         return not sandbox.discarding and self._host.disk.has_files(sandbox.id)
-
-    def renew(self, sandbox: str) -> None:
-        """Ready a sandbox's directories for its next machine."""
-        self._host.disk.renew(sandbox)
 
     async def sync(self, sandbox: str) -> None:
         """Have its files outlive a power cut from here on. Cancelled: it goes on unattended."""
@@ -89,28 +73,6 @@ class Machines:
             slot=slot,
             layers=(*(tree / UPPER for tree in self._layers.trees(sandbox.layer)), image.rootfs),
             writable=self._host.disk.paths(sandbox.id).writable,
-            hostname=sandbox.spec.hostname,
-            machine_id=sandbox.machine_id,
-            binds=image.binds,
-            hidden=image.hidden,
+            sandbox=sandbox,
+            image=image,
         )
-
-    def _limited_cgroup(self, sandbox: Sandbox) -> Cgroup | None:
-        if self._host.cgroups is None:
-            return None
-        cgroup, limits = self._host.cgroups.sandbox(sandbox.id), self._host.cgroup_limits(sandbox.spec.limits)
-        try:
-            if limits is not None:
-                cgroup.set_limits(limits)
-        except OSError as error:
-            if error.errno in {errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP}:
-                raise Unprocessable(f"cannot set the limits: {error}; change or drop the limit") from error
-            raise
-        return cgroup
-
-
-async def end_cgroup(cgroup: Cgroup) -> None:
-    """Kill whatever is in it, and remove it."""
-    if cgroup.exists():
-        cgroup.kill()
-        await remove_cgroup(cgroup)

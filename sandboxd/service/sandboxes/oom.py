@@ -19,16 +19,16 @@ class OomWatch:
         self._watched: dict[Cgroup, tuple[str, Callable[[], None]]] = {}
         self._seen: dict[Cgroup, int] = {}
 
-    async def add(self, cgroup: Cgroup | None, sandbox: str, noticed: Callable[[], None]) -> None:
+    async def add(self, cgroup: Cgroup, sandbox: str, noticed: Callable[[], None]) -> None:
         """Watch a sandbox's cgroup; `noticed` is called once for each batch of kills."""
-        kills = kills_in(cgroup)
-        if cgroup is not None and kills is not None:
+        kills = cgroup.oom_kills()
+        if kills is not None:
             self._watched[cgroup] = (sandbox, noticed)
             self._seen[cgroup] = kills
             self._watcher.add(cgroup)
             await self._look(cgroup)  # for a kill between the count and the watch, of which nothing would tell
 
-    def discard(self, cgroup: Cgroup | None) -> None:
+    def discard(self, cgroup: Cgroup) -> None:
         if cgroup in self._watched:
             del self._watched[cgroup], self._seen[cgroup]
             self._watcher.discard(cgroup)
@@ -42,21 +42,10 @@ class OomWatch:
                     await self._look(cgroup)
 
     async def _look(self, cgroup: Cgroup) -> None:
-        kills = kills_in(cgroup)
+        kills = cgroup.oom_kills()
         if kills is None or cgroup not in self._watched or kills <= self._seen[cgroup]:
             return
         new, self._seen[cgroup] = kills - self._seen[cgroup], kills
         sandbox, noticed = self._watched[cgroup]
         noticed()
         await self._events.record(EventKind.OOM, sandbox, {"killed": new})
-
-
-def kills_in(cgroup: Cgroup | None) -> int | None:
-    """How many processes the kernel killed in it for memory; None where that is not counted."""
-    if cgroup is None:
-        return None
-    try:
-        events = cgroup.memory_events()
-    except OSError:  # removed meanwhile
-        return None
-    return None if events is None else events.oom_kill

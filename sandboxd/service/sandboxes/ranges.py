@@ -10,64 +10,84 @@ user's subordinate ids, and all sandboxes of that user share it.
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Final
 
 from sandboxd.errors import StartupError, Unavailable
+from sandboxd.isolation.plan import IdRange, Slot
 from sandboxd.kernel.userns import IDS_PER_RANGE
+from sandboxd.model import Sandbox
+from sandboxd.service.resources import Resource
 
 RANGES_PER_BLOCK = 2048
 IDS_PER_BLOCK = RANGES_PER_BLOCK * IDS_PER_RANGE
 BLOCKS = 16
 
 
-class IdRanges:
-    """Hands out range starts. The last one returned is the first given again: its user namespace is still warm."""
+class IdRanges(Resource):
+    """Hands out ranges. The last one returned is the first given again: its user namespace is still warm.
+
+    Which range a sandbox has is in its record, before anything lives with those ids and until nothing does.
+    """
+
+    name: Final = "ids"
+    idmapped: ClassVar[bool] = True
+    """files lie on disk with ids 0..65535, and mounts shift them"""
 
     def __init__(self, first: int, count: int) -> None:
         self._first, self._count = first, count
         self._fresh = first
         self._returned: list[int] = []
-        self._taken: set[int] = set()
+        self._taken: dict[str, int] = {}
 
-    def take(self) -> int:
-        """A free range. Raises: Unavailable when all are in use."""
-        start = self._returned.pop() if self._returned else self._next_fresh()
-        self._taken.add(start)
-        return start
+    def reserve(self, sandbox: str) -> IdRange:
+        """The sandbox's range; a free one if it has none. Raises: Unavailable when all are in use."""
+        if sandbox not in self._taken:
+            self._taken[sandbox] = self._returned.pop() if self._returned else self._next_fresh()
+        return IdRange(start=self._taken[sandbox], idmapped=self.idmapped)
 
-    def claim(self, starts: Iterable[int]) -> None:
-        """Mark ranges as taken that sandboxes of an earlier daemon run with."""
-        self._taken.update(starts)
+    async def take(self, slot: Slot) -> None:
+        """Nothing is left to do: a slot without a range cannot be described, so making it has reserved one."""
 
-    def give_back(self, start: int) -> None:
-        if start in self._taken:
-            self._taken.remove(start)
-            if 0 <= start - self._first < self._count * IDS_PER_RANGE:  # or it is of a block that we had before
-                self._returned.append(start)
+    async def release(self, sandbox: str) -> None:
+        start = self._taken.pop(sandbox, -1)
+        if 0 <= start - self._first < self._count * IDS_PER_RANGE:  # or it is of a block that we had before
+            self._returned.append(start)
+
+    def known(self) -> frozenset[str]:
+        return frozenset()  # the host knows who lives with which ids, not whose they are
+
+    async def claim(self, record: Sandbox) -> None:
+        if record.range_start:
+            self._taken[record.id] = record.range_start
 
     def taken(self) -> frozenset[int]:
-        return frozenset(self._taken)
+        """First ids of the ranges in use."""
+        return frozenset(self._taken.values())
 
     def _next_fresh(self) -> int:
+        taken = self.taken()
         while self._fresh < self._first + self._count * IDS_PER_RANGE:
             start, self._fresh = self._fresh, self._fresh + IDS_PER_RANGE
-            if start not in self._taken:
+            if start not in taken:
                 return start
         raise Unavailable("cannot create the sandbox: no free id range is left, delete a sandbox first")
 
 
 class SharedRange(IdRanges):
-    """The rootless case: one range for every sandbox."""
+    """The rootless case: one range for every sandbox, shifted on disk too."""
+
+    idmapped = False
 
     def __init__(self, start: int) -> None:
         super().__init__(start, 1)
 
-    def take(self) -> int:
-        return self._first
+    def reserve(self, sandbox: str) -> IdRange:
+        return IdRange(start=self._first, idmapped=self.idmapped)
 
-    def give_back(self, start: int) -> None:
-        pass
+    async def claim(self, record: Sandbox) -> None:
+        """It is everybody's, always."""
 
 
 @contextlib.contextmanager

@@ -1,18 +1,23 @@
 """What an earlier daemon left on the host: found again by record, or ended where no record knows it."""
 
-import logging
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable
 
-from sandboxd.crashpoints import crash_point
+from sandboxd.errors import StartupError
 from sandboxd.isolation.backend import RunningMachine
-from sandboxd.isolation.freezer import freeze, is_frozen, thaw
 from sandboxd.model import Sandbox, SandboxState
-from sandboxd.service.sandboxes.entry import Entry, Host
+from sandboxd.service.sandboxes.entry import Entry
+from sandboxd.service.sandboxes.host import Host
 from sandboxd.service.sandboxes.lifecycle import Lifecycle
-from sandboxd.service.sandboxes.machines import end_cgroup
-from sandboxd.service.storage.disk import sweep_away
 
-log = logging.getLogger(__name__)
+
+def require_backends(host: Host, records: Iterable[Sandbox]) -> None:
+    """That each machine can be looked for: taken for ended, it would be killed. Raises: StartupError."""
+    for record in records:
+        if record.machine is not None and record.spec.backend not in host.backends.names:
+            raise StartupError(
+                f"cannot take over sandbox {record.id}: it runs under the backend {record.spec.backend!r}, and this "
+                f"daemon has {', '.join(host.backends.names)}; start it with that backend, and stop the sandbox first"
+            )
 
 
 def attach(host: Host, record: Sandbox) -> RunningMachine | None:
@@ -23,8 +28,8 @@ def attach(host: Host, record: Sandbox) -> RunningMachine | None:
     """
     if record.machine is None:
         return None
-    cgroup = host.cgroups.sandbox(record.id) if host.cgroups else None
-    return host.backend.attach(record.machine, host.disk.paths(record.id).runtime, cgroup=cgroup)
+    backend = host.backends.get(record.spec.backend)
+    return backend.attach(record.machine, host.disk.paths(record.id).runtime, cgroup=host.cgroups.of(record.id))
 
 
 async def finish_interrupted(lifecycle: Lifecycle, entry: Entry) -> None:
@@ -35,7 +40,7 @@ async def finish_interrupted(lifecycle: Lifecycle, entry: Entry) -> None:
     elif state is SandboxState.STARTING:
         await lifecycle.abandon_start(entry)
     elif state in {SandboxState.STOPPED, SandboxState.EXITED}:
-        await lifecycle.let_go(entry)
+        await lifecycle.release(entry)
     elif running is None:
         await lifecycle.note_exit(entry)
     elif state is SandboxState.PAUSING:
@@ -43,23 +48,6 @@ async def finish_interrupted(lifecycle: Lifecycle, entry: Entry) -> None:
     elif state is SandboxState.RESUMING:
         await lifecycle.finish_resume(entry, running)
     elif state is SandboxState.PAUSED:
-        await freeze(running)
-    elif is_frozen(running):  # for a moment, by what did not live to let it go
-        await thaw(running)
-
-
-async def sweep(host: Host, known: AbstractSet[str]) -> None:
-    """End what carries our mark and has no record: a daemon was killed at just the wrong moment."""
-    strays = host.disk.known() - known
-    if host.cgroups is not None:
-        strays |= host.cgroups.names() - known
-    for stray in strays:
-        log.warning("sweeping sandbox %s, which has no record", stray)
-        if host.cgroups is not None:
-            await end_cgroup(host.cgroups.sandbox(stray))
-    await host.backend.sweep(strays)
-    if strays:
-        crash_point("sweep:killed")
-    for stray in strays:
-        sweep_away(host.disk.discard, stray)
-        crash_point("sweep:discarded")
+        await running.freeze()
+    elif running.is_frozen():  # for a moment, by what did not live to let it go
+        await running.thaw()

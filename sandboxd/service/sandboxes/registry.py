@@ -12,7 +12,6 @@ import logging
 import secrets
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,22 +21,22 @@ from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, LaunchFailed, NotFound, SandboxdError, Unavailable
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.plan import Slot
-from sandboxd.kernel.cgroups import Cgroup
 from sandboxd.model import EventKind, ExpiryAction, Image, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.events import EventLog, new_event
 from sandboxd.service.names import check_name
-from sandboxd.service.sandboxes.entry import Entry, Host
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.sandboxes.expiry import Expiry, anchored, deadline_after, is_later, next_expiry, now
+from sandboxd.service.sandboxes.host import Host
 from sandboxd.service.sandboxes.journal import Journal
 from sandboxd.service.sandboxes.lifecycle import Lifecycle, expiry_event
 from sandboxd.service.sandboxes.machines import Machines
 from sandboxd.service.sandboxes.oom import OomWatch
-from sandboxd.service.sandboxes.recovery import attach, finish_interrupted, sweep
+from sandboxd.service.sandboxes.recovery import attach, finish_interrupted, require_backends
 from sandboxd.service.sandboxes.slots import Slots
 from sandboxd.service.storage.disk import no_space
 from sandboxd.service.storage.layers import Layers
 from sandboxd.store import NewEvent, Store
-from sandboxd.threads import run_in_thread, run_in_thread_or_here
+from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,6 @@ LAST_WORDS = 0.5
 # After a pause or a stop that was due could not be done.
 EXPIRY_RETRY = 60.0
 DELETE_RETRY = 5.0
-# Discarded files go together: removing them one sandbox at a time would cost a process for each.
-PURGE_DELAY = 0.5
 
 
 class Sandboxes:
@@ -81,8 +78,6 @@ class Sandboxes:
         self.disk = host.disk
         self.layers = layers
         layers.sandboxes = self.all
-        layers.on_discarded = self.note_discarded
-        self._discarded = trio.Event()
         self._slots = Slots(host)
         self.on_found: list[Callable[[Entry], Awaitable[None]]] = []
         """residents to begin beside the first machine of each sandbox that an earlier daemon made"""
@@ -127,20 +122,29 @@ class Sandboxes:
         check_name(spec.name)
         if spec.name is not None and self._named(spec.name) is not None:
             raise Conflict(f"cannot create sandbox {spec.name!r}: a sandbox of that name exists", name=spec.name)
-        slot = self._slots.take()
+        slot, taken = self._slots.take(spec.backend)
         record = replace(_new_record(slot, spec), layer=layer, snapshot=snapshot)
         entry = Entry(sandbox=record, revive=self._revive)
         self._entries[slot.sandbox] = entry
-        outcome: SandboxdError | None = await self._nursery.start(self._create_and_supervise, entry, slot, image)
+        outcome: SandboxdError | None = await self._nursery.start(
+            self._create_and_supervise, entry, slot, image, taken
+        )
         if outcome is not None:
             raise outcome
         return entry.sandbox
 
     async def _create_and_supervise(
-        self, entry: Entry, slot: Slot, image: Image, task_status: trio.TaskStatus[SandboxdError | None]
+        self,
+        entry: Entry,
+        slot: Slot,
+        image: Image,
+        taken: bool,
+        task_status: trio.TaskStatus[SandboxdError | None],
     ) -> None:
         """The supervisor's whole life. Failures of a creation go to its caller, never up into the nursery."""
         try:
+            if not taken:
+                await self._host.resources.take(slot, "slot")
             await self._launch(entry, slot, image)
             # Of a caller that is cancelled started() takes nothing over, nor says so: what comes after it would just
             # be cancelled too, and the sandbox stay with nobody beside it, not even to delete it.
@@ -199,11 +203,12 @@ class Sandboxes:
 
     async def _beside_machine(self, entry: Entry, running: RunningMachine, *, found: bool) -> None:
         """Until the machine has ended, by itself or by an operation, or is to be deleted."""
+        cgroup = self._host.cgroups.of(entry.sandbox.id)
         try:
             async with trio.open_nursery() as nursery:
                 entry.residents = nursery
                 entry.attended.set()
-                await self._oom.add(running.cgroup, entry.sandbox.id, entry.note_oom)
+                await self._oom.add(cgroup, entry.sandbox.id, entry.note_oom)
                 nursery.start_soon(_wake_at_end, entry, running)
                 for resident in (*self.on_machine, *(self.on_found if found else ())):
                     entry.start_resident(resident, entry)
@@ -216,7 +221,7 @@ class Sandboxes:
                 nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
         finally:
             _unattended(entry)
-            self._oom.discard(running.cgroup)
+            self._oom.discard(cgroup)
         if not entry.doomed:
             # It may be an operation that ends it, and goes on to start another.
             while entry.under_way is not None and entry.running is running:
@@ -258,18 +263,21 @@ class Sandboxes:
 
     async def _delete(self, entry: Entry) -> None:
         """Until it is gone. What cannot be deleted now (a full disk, an unkillable process) is tried again."""
-        while entry.sandbox.id in self._entries:
+        while True:
             try:
                 with trio.CancelScope(shield=True):
                     await self._delete_once(entry)
             except (SandboxdError, OSError) as failure:
                 log.error("sandbox %s could not be deleted, trying again: %s", entry.sandbox.id, failure)
-                entry.settle(
-                    failure
-                    if isinstance(failure, SandboxdError)
-                    else Unavailable(f"cannot delete sandbox {entry.sandbox.id} yet: {failure}")
-                )
+                if entry.sandbox.id in self._entries:  # or nobody waits any more: what it held is still there
+                    entry.settle(
+                        failure
+                        if isinstance(failure, SandboxdError)
+                        else Unavailable(f"cannot delete sandbox {entry.sandbox.id} yet: {failure}")
+                    )
                 await trio.sleep(DELETE_RETRY)
+            else:
+                return
 
     async def _delete_once(self, entry: Entry) -> None:
         sandbox = entry.sandbox
@@ -292,17 +300,7 @@ class Sandboxes:
         self._entries.pop(sandbox.id, None)
         self.layers.note_change()
         entry.settle()
-        await self._discard_files(sandbox.id)
-        self._host.ranges.give_back(sandbox.range_start)
-
-    async def _discard_files(self, sandbox: str) -> None:
-        try:
-            # In a thread, so that who waits for the deletion goes first.
-            await run_in_thread_or_here(partial(self._host.disk.discard, sandbox))
-        except OSError as error:
-            log.error("the files of sandbox %s stay until the next start: %s", sandbox, error)
-        crash_point("delete:discarded")
-        self.note_discarded()
+        await self._host.resources.release(sandbox.id, "delete")
 
     async def _forget(self, entry: Entry, events: list[NewEvent]) -> None:
         sandbox = entry.sandbox.id
@@ -312,7 +310,7 @@ class Sandboxes:
         except Unavailable:
             # The disk may be full of this very sandbox; without its files there may be room for the change.
             await self._machines.end(entry)
-            await self._discard_files(sandbox)
+            await self._host.disk.release(sandbox)
             with contextlib.suppress(Unavailable, OSError, subprocess.CalledProcessError):
                 await run_in_thread(self._host.disk.purge)
             await self._journal.forget(sandbox, events)
@@ -398,9 +396,9 @@ class Sandboxes:
     async def recover(self) -> None:
         """Find the sandboxes of an earlier daemon again, finish what it began, sweep what nobody knows."""
         records = await self.layers.load(await self._journal.sandboxes())
-        self._host.ranges.claim(record.range_start for record in records)
-        await sweep(self._host, {record.id for record in records})
-        self._discarded.set()
+        require_backends(self._host, records)
+        await self._host.resources.claim(records)
+        await self._host.resources.sweep({record.id for record in records})
         instant = now()
         for record in records:
             known = replace(record, deadline=anchored(record.deadline, instant))
@@ -415,42 +413,6 @@ class Sandboxes:
         if outcome.failure is not None:
             log.error("sandbox %s is not as it should be: %s", entry.sandbox.id, outcome.failure)
         await self._supervise(entry, found=True)
-
-    def note_discarded(self) -> None:
-        """Something lies where purge_discarded() finds it."""
-        self._discarded.set()
-
-    async def purge_discarded(self) -> None:
-        """A task of the service: remove what is left of deleted sandboxes, off the path of those who deleted them."""
-        while True:
-            await self._discarded.wait()
-            await trio.sleep(PURGE_DELAY)
-            self._discarded = trio.Event()
-            try:
-                await run_in_thread(self._purge)
-            except (Unavailable, OSError, subprocess.CalledProcessError) as error:
-                log.error("cannot remove what is left of deleted sandboxes yet: %s", error)
-                await trio.sleep(DELETE_RETRY)
-                self._discarded.set()
-
-    def _purge(self) -> None:
-        """In a thread."""
-        self._host.disk.purge()
-        if self._host.cgroups is not None:
-            for name in trio.from_thread.run_sync(self._nobodys, self._host.cgroups.names()):
-                self._remove_cgroup(self._host.cgroups.sandbox(name))
-
-    def _remove_cgroup(self, cgroup: Cgroup) -> None:
-        try:
-            cgroup.kill()
-            cgroup.remove()
-        except OSError as error:
-            log.warning("cgroup %s not removed yet: %s", cgroup.path, error)
-            trio.from_thread.run_sync(self._discarded.set)
-
-    def _nobodys(self, names: AbstractSet[str]) -> list[str]:
-        """Those of neither a sandbox nor a slot, which are both known before their cgroups are made."""
-        return [name for name in names if name not in self._entries and name not in self._slots]
 
     async def keep_slots(self) -> None:
         """A task of the service."""

@@ -7,18 +7,13 @@ without a record; and their processes do not outlive their daemon.
 """
 
 import logging
-import secrets
-import uuid
 from collections import deque
 
 import trio
 
-from sandboxd.crashpoints import crash_point
-from sandboxd.errors import LaunchFailed, SandboxdError
-from sandboxd.isolation.plan import IdRange, Slot
-from sandboxd.service.sandboxes.entry import Host
-from sandboxd.service.sandboxes.machines import end_cgroup
-from sandboxd.service.storage.disk import no_space
+from sandboxd.errors import SandboxdError
+from sandboxd.isolation.plan import Slot
+from sandboxd.service.sandboxes.host import Host, new_id
 
 log = logging.getLogger(__name__)
 
@@ -37,42 +32,35 @@ class Slots:
         self._host = host
         self._ready: deque[Slot] = deque()
         self._spoiled: list[Slot] = []
-        self._names: set[str] = set()
         self._taken = trio.Event()
 
-    def __contains__(self, sandbox: str) -> bool:
-        return sandbox in self._names
+    def take(self, backend: str) -> tuple[Slot, bool]:
+        """One that waits and True; when there is none, one for which all resources are yet to be taken, and False.
 
-    def take(self) -> Slot:
-        """One that waits, if there is one; otherwise one whose process the launch has to make first.
-
-        Raises: Unavailable when there is no free id range or no space, LaunchFailed.
+        Those that wait are of the default backend. Raises: Unavailable when there is no free id range.
         """
         self._taken.set()
-        while self._ready:
+        while self._ready and backend == self._host.backends.default:
             slot = self._ready.popleft()
-            if self._host.backend.is_prepared(slot.sandbox):
-                self._names.discard(slot.sandbox)
-                return slot
+            if self._host.resources.intact(slot):
+                return slot, True
             self._spoiled.append(slot)  # somebody killed it
-        slot = self._furnished()
-        self._names.discard(slot.sandbox)
-        return slot
+        return self._host.slot(new_id(), backend), False
 
     async def run(self) -> None:
         """A task of the service: keep READY of them. They end with it."""
         try:
             while True:
                 self._taken = trio.Event()
-                while self._spoiled:
-                    await self._drop(self._spoiled.pop())
+                await self._release_spoiled()
                 await self._refill()
                 await self._taken.wait()
                 await trio.sleep(REFILL_PAUSE)
         finally:
             with trio.move_on_after(DROP_LIMIT, shield=True):
-                for slot in (*self._spoiled, *self._ready):
-                    await self._drop(slot)
+                self._spoiled += self._ready
+                self._ready.clear()
+                await self._release_spoiled()
 
     async def _refill(self) -> None:
         while len(self._ready) < READY:
@@ -83,49 +71,22 @@ class Slots:
                 await trio.sleep(RETRY)
 
     async def _make_one(self) -> None:
-        slot = self._furnished()
-        cgroups = self._host.cgroups
+        slot = self._host.slot(new_id(), self._host.backends.default)
         try:
-            await self._host.backend.prepare(slot, cgroup=cgroups.sandbox(slot.sandbox) if cgroups else None)
+            await self._host.resources.take(slot, "slot")
         except BaseException:
+            self._spoiled.append(slot)
             with trio.move_on_after(DROP_LIMIT, shield=True):
-                await self._drop(slot)
+                await self._release_spoiled()
             raise
-        crash_point("slot:waiting")
         self._ready.append(slot)
 
-    def _furnished(self) -> Slot:
-        """A new slot with its directories and cgroup. What is made is known by name before it is there."""
-        # A letter first and nothing but letters and digits: good in host names, paths and cgroup names.
-        sandbox = "s" + secrets.token_hex(10)
-        host = self._host
-        slot = Slot(
-            sandbox=sandbox,
-            ids=IdRange(start=host.ranges.take(), idmapped=host.idmapped),
-            runtime=host.disk.paths(sandbox).runtime,
-            boot_id=str(uuid.uuid4()),
-            init=host.init,
-        )
-        self._names.add(sandbox)
-        try:
-            host.disk.make(sandbox)
-            crash_point("slot:directories")
-            if host.cgroups is not None:
-                host.cgroups.create(sandbox)
-            crash_point("slot:cgroup")
-        except OSError as error:
-            self._clear(slot)
-            raise no_space("create", error.errno) or LaunchFailed(f"cannot create the sandbox: {error}") from error
-        return slot
-
-    async def _drop(self, slot: Slot) -> None:
-        await self._host.backend.drop(slot.sandbox)
-        if self._host.cgroups is not None:
-            await end_cgroup(self._host.cgroups.sandbox(slot.sandbox))
-        self._clear(slot)
-
-    def _clear(self, slot: Slot) -> None:
-        """Take away what _furnished made, but for the cgroup, which the next purge takes if it is there."""
-        self._host.disk.unmake(slot.sandbox)
-        self._host.ranges.give_back(slot.ids.start)
-        self._names.discard(slot.sandbox)
+    async def _release_spoiled(self) -> None:
+        """What cannot be released now is tried again with the next one."""
+        for slot in tuple(self._spoiled):
+            try:
+                await self._host.resources.release(slot.sandbox, "delete")
+            except (SandboxdError, OSError) as failure:
+                log.error("a sandbox made ahead of time cannot be ended yet: %s", failure)
+            else:
+                self._spoiled.remove(slot)

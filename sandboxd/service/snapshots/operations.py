@@ -16,7 +16,6 @@ import trio
 
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, SandboxdError, Unavailable, Unprocessable
-from sandboxd.isolation.freezer import freeze, stopped_jobs, thaw
 from sandboxd.model import CopyCost, EventKind, Image, Layer, Sandbox, SandboxSpec, SandboxState, Snapshot
 from sandboxd.service.events import new_event
 from sandboxd.service.sandboxes.entry import Entry
@@ -148,7 +147,6 @@ class Snapshots:
             layer = await self.layers.seal(new, entry.sandbox.layer, check=check)
         except BaseException:
             files.abandon(new)
-            self.layers.on_discarded()
             raise
         moving = entry.sandbox.state is SandboxState.RUNNING
         cost = CopyCost(frozen=frozen if moving else 0.0, copied=summary.copied, shared=summary.shared)
@@ -159,7 +157,6 @@ class Snapshots:
             await self.layers.record(layers=[layer], snapshots=snapshots, events=events)
         except BaseException:
             files.discard(layer.id)
-            self.layers.on_discarded()
             raise
         return sealed
 
@@ -244,14 +241,14 @@ async def _at_rest(entry: Entry) -> AsyncIterator[None]:
         yield
         return
     running = entry.require_running()
-    jobs = stopped_jobs(running)
+    jobs = running.stopped_jobs()
     try:
-        await freeze(running)
+        await running.freeze()
         crash_point("snapshot:frozen")
         yield
     finally:
         with trio.move_on_after(THAW_LIMIT, shield=True), contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            await thaw(running, but=jobs)
+            await running.thaw(but=jobs)
 
 
 def _require_whole(entry: Entry, summary: CloneSummary) -> None:

@@ -67,7 +67,6 @@ class SnapshotTransfer:
                     yield chunks
             finally:
                 files.abandon(place)
-                self._layers.on_discarded()
 
     def _stage(self, snapshot: Snapshot, place: Path) -> Path:
         """Fill the directory `place` with what _packing() needs. Returns the tree to pack: one made for this, there,
@@ -99,7 +98,6 @@ class SnapshotTransfer:
             layer = await self._layers.seal(new, None, check=trio.from_thread.check_cancelled)
         except BaseException:
             files.abandon(new)
-            self._layers.on_discarded()
             raise
         try:
             self._layers.check_name(name)
@@ -115,7 +113,6 @@ class SnapshotTransfer:
             await self._layers.record(layers=[layer], snapshots=[snapshot])
         except BaseException:
             files.discard(layer.id)
-            self._layers.on_discarded()
             raise
         crash_point("import:confirmed")
         return snapshot

@@ -10,6 +10,7 @@ The volume is the state directory, or the pool in it (see volume.py).
 Nothing here opens a path inside `upper` once the sandbox has run, other than to remove it as a whole.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -17,19 +18,29 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from sandboxd.errors import Unavailable
+from sandboxd.isolation.plan import Slot
 from sandboxd.kernel import syscalls
 from sandboxd.kernel.inodeflags import spread_subdirectories
 from sandboxd.kernel.overlay import UPPER, WORK
+from sandboxd.service.resources import Lifetime, Resource
 from sandboxd.service.storage.volume import Volume, seed
+from sandboxd.threads import run_in_thread, run_in_thread_or_here
 
 log = logging.getLogger(__name__)
 
 COMMANDS = "commands"
+# What was thrown away goes together: removing it one sandbox at a time would cost a process for each.
+PURGE_DELAY = 0.5
+PURGE_RETRY = 5.0
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -54,11 +65,18 @@ class SandboxDirectories:
         return self.writable / COMMANDS
 
 
-class Disk:
-    """Synchronous. make() is a handful of mkdirs; purge() takes as long as the files are many."""
+class Disk(Resource):
+    """Every sandbox's directories. But for what a Resource does, all is synchronous and works in any thread: make()
+    is a handful of mkdirs; purge() takes as long as the files are many.
+    """
+
+    name: Final = "directories"
+    lifetime = Lifetime.SANDBOX
 
     def __init__(self, *, volume: Volume, runtime_dir: Path, root_id: int) -> None:
         self.volume = volume
+        self._thrown_away = trio.Event()
+        self._loop: trio.lowlevel.TrioToken | None = None
         self._sandboxes = volume.root / "sandboxes"
         self._trash = volume.root / "trash"
         self._runtime = runtime_dir / "sandboxes"
@@ -71,6 +89,44 @@ class Disk:
 
     def paths(self, sandbox: str) -> SandboxDirectories:
         return SandboxDirectories(self._sandboxes / sandbox, self._runtime / sandbox)
+
+    # -- as a resource --------------------------------------------------------------------------------------------
+
+    async def take(self, slot: Slot) -> None:
+        if self.paths(slot.sandbox).writable.exists():
+            self.renew(slot.sandbox)
+        else:
+            self.make(slot.sandbox)
+
+    async def release(self, sandbox: str) -> None:
+        # In a thread, so that who waits for the deletion goes first.
+        await run_in_thread_or_here(partial(self.discard, sandbox))
+
+    def known(self) -> frozenset[str]:
+        return frozenset(entry.name for place in (self._sandboxes, self._runtime) for entry in os.scandir(place))
+
+    async def sweep(self, sandboxes: AbstractSet[str]) -> None:
+        for sandbox in sandboxes:
+            sweep_away(self.discard, sandbox)
+
+    async def keep_purged(self) -> None:
+        """A task of the service: remove for good what was thrown away, off the path of those who did."""
+        self._loop = trio.lowlevel.current_trio_token()
+        try:
+            while True:
+                self._thrown_away = trio.Event()
+                try:
+                    await run_in_thread(self.purge)
+                except (Unavailable, OSError, subprocess.CalledProcessError) as error:
+                    log.error("cannot remove what was thrown away yet: %s", error)
+                    await trio.sleep(PURGE_RETRY)
+                    continue
+                await self._thrown_away.wait()
+                await trio.sleep(PURGE_DELAY)
+        finally:
+            self._loop = None
+
+    # -- directories ----------------------------------------------------------------------------------------------
 
     def make(self, sandbox: str) -> SandboxDirectories:
         """The directories of a new sandbox."""
@@ -99,6 +155,7 @@ class Disk:
         self.stand_on(sandbox, limit=limit, layer=layer)
         if (before / COMMANDS).exists():
             shutil.move(before / COMMANDS, tree / COMMANDS)
+        self._note_thrown_away()
 
     def _make_tree(self, tree: Path) -> None:
         self.volume.make(tree)
@@ -134,11 +191,6 @@ class Disk:
         finally:
             os.close(directory)
 
-    def unmake(self, sandbox: str) -> None:
-        """Take away the directories of a sandbox that never ran. Fine if they were made in part, or not at all."""
-        for directory in (self.paths(sandbox).writable, self.paths(sandbox).runtime):
-            shutil.rmtree(directory, ignore_errors=True)
-
     def discard(self, sandbox: str) -> None:
         """Take a sandbox's files out of the way; purge() removes them for good. Fine to repeat."""
         self._discard_tree(sandbox)
@@ -158,14 +210,16 @@ class Disk:
                 raise
             # btrfs needs room even to rename. Now it takes as long as it takes, but gives some back.
             self.volume.remove([tree])
+        self._note_thrown_away()
+
+    def _note_thrown_away(self) -> None:
+        if (loop := self._loop) is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                loop.run_sync_soon(lambda: self._thrown_away.set())
 
     def purge(self) -> None:
         """Remove for good what was thrown away."""
         self.volume.remove([Path(entry.path) for entry in os.scandir(self._trash)])
-
-    def known(self) -> frozenset[str]:
-        """Sandboxes that have files here, for the sweep at start-up."""
-        return frozenset(entry.name for place in (self._sandboxes, self._runtime) for entry in os.scandir(place))
 
 
 def sweep_away(discard: Callable[[str], None], stray: str) -> None:

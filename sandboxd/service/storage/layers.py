@@ -51,8 +51,6 @@ class Layers:
         self._changed = trio.Event()
         self.sandboxes: Callable[[], Iterable[Sandbox]] = tuple
         """whoever may stand on a layer"""
-        self.on_discarded: Callable[[], None] = lambda: None
-        """told when something lies where purge() finds it"""
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +155,6 @@ class Layers:
             squashed, _ = await run_in_thread(lambda: self.files.squash(trees, check=check))
         finally:
             self.files.abandon(new)
-            self.on_discarded()
         return squashed
 
     async def record(
@@ -227,7 +224,6 @@ class Layers:
         tree = None if sandbox.layer is None else self.files.tree(sandbox.layer)
         limit = sandbox.spec.limits.disk
         await run_in_thread(lambda: self._disk.replace_tree(sandbox.id, limit=limit, layer=tree))
-        self.on_discarded()
 
     async def _finish_restore(self, sandbox: Sandbox) -> Sandbox:
         if not sandbox.discarding:
@@ -267,7 +263,6 @@ class Layers:
             while self._forgotten:
                 self.files.discard(self._forgotten[-1])
                 self._forgotten.pop()
-            self.on_discarded()
         return unused
 
     def unused(self) -> list[Layer]:

@@ -10,18 +10,21 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sandboxd.config import find_asset
 from sandboxd.errors import Unprocessable
-from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.bwrap.backend import BwrapBackend
+from sandboxd.isolation.bwrap.machine import ProcessMachine
 from sandboxd.isolation.bwrap.seccomp import compile_profile
 from sandboxd.isolation.plan import IdRange, LaunchPlan, Slot
+from sandboxd.kernel.cgroups import NO_CGROUP
 from sandboxd.model import Bind
 from tests.support.daemon import Daemon
+from tests.support.plans import bare_image, plan_of
 
 pytestmark = pytest.mark.needs_root
 
@@ -61,25 +64,21 @@ def plan(tmp_path: Path, base: Path) -> LaunchPlan:
         (tmp_path / name).mkdir(parents=True)
     slot = Slot(
         sandbox="s" + uuid.uuid4().hex[:20],
+        backend="bwrap",
         ids=IdRange(start=RANGE, idmapped=True),
         runtime=tmp_path / "runtime",
+        cgroup=NO_CGROUP,
         boot_id=str(uuid.uuid4()),
         init=find_asset("rootfs/init/build/sandbox-init"),
     )
-    return LaunchPlan(
-        slot=slot,
-        layers=(tmp_path / "layer", base),
-        writable=tmp_path / "disk",
-        hostname="sandbox",
-        machine_id=uuid.uuid4().hex,
-        binds=(Bind(source=tmp_path / "shown", target="/mnt/shown"),),
-        hidden=("/srv/hidden",),
-    )
+    shown = Bind(source=tmp_path / "shown", target="/mnt/shown")
+    image = replace(bare_image(base), binds=(shown,), hidden=("/srv/hidden",))
+    return plan_of(slot, image, writable=tmp_path / "disk", layers=(tmp_path / "layer",))
 
 
 @asynccontextmanager
-async def launched(backend: BwrapBackend, plan: LaunchPlan) -> AsyncIterator[RunningMachine]:
-    machine = await backend.launch(plan, cgroup=None)
+async def launched(backend: BwrapBackend, plan: LaunchPlan) -> AsyncIterator[ProcessMachine]:
+    machine = await backend.launch(plan)
     try:
         yield machine
     finally:

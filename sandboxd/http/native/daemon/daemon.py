@@ -23,6 +23,7 @@ async def capabilities(call: Call) -> CapabilitiesView:
     return CapabilitiesView(
         version=__version__,
         backend=known.backend,
+        backends=list(known.backends),
         rootless=known.rootless,
         default_image=known.default_image,
         limits={name: name in known.enforceable for name in LIMITS},

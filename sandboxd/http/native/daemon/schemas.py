@@ -148,6 +148,8 @@ class Health(Response):
 class CapabilitiesView(Response):
     version: str
     backend: str
+    """what isolates a sandbox whose client does not say"""
+    backends: list[str]
     rootless: bool
     default_image: str
     limits: dict[str, bool]

@@ -17,6 +17,7 @@ from sandboxd.constraints import (
 )
 from sandboxd.http.native.fields import (
     DAY_MS,
+    BackendName,
     Env,
     Hostname,
     ImageName,
@@ -31,6 +32,9 @@ from sandboxd.http.native.fields import (
 from sandboxd.model import Event, ExpiryAction, Limits, Sandbox, SandboxSpec, SandboxState
 from sandboxd.service.sandboxes import expiry
 from sandboxd.service.sandboxes.metrics import Metrics
+
+# What a client asks for, and is told, under the names that it has here. `image` and `limits` mean something else.
+_SAME = {field.name for field in dataclasses.fields(SandboxSpec)} - {"image", "limits"}
 
 
 def _seconds(milliseconds: int | None) -> float | None:
@@ -97,24 +101,19 @@ class CreateSandbox(Request):
     user: UserName = ""
     workdir: OptionalPath = ""
     hostname: Hostname | None = None
+    backend: BackendName | None = None
+    """what isolates it: one of `backends` of GET /v1/capabilities"""
 
     def to_domain(self) -> SandboxSpec:
         """`image` is still a name here, and may be empty; the service fills it in."""
+        same = {name: getattr(self, name) for name in _SAME & type(self).model_fields.keys()}
         return SandboxSpec(
             image="",
             image_name=self.image or "",
-            name=self.name,
-            env=self.env or {},
-            metadata=self.metadata or {},
             limits=self.limits.to_domain(),
-            user=self.user,
-            workdir=self.workdir,
-            hostname=self.hostname or "sandbox",
             timeout=_seconds(self.timeout_ms),
-            on_timeout=self.on_timeout,
             idle_timeout=_seconds(self.idle_timeout_ms),
-            on_idle=self.on_idle,
-            auto_resume=self.auto_resume,
+            **{name: value for name, value in same.items() if value is not None},
         )
 
 
@@ -143,14 +142,20 @@ class SandboxView(Response):
     user: str
     workdir: str
     hostname: str
+    backend: str
     node_id: str
 
     @classmethod
     def of(cls, sandbox: Sandbox, node: str) -> Self:
         spec = sandbox.spec
+        fields = {name: getattr(spec, name) for name in _SAME & cls.model_fields.keys()} | {
+            "on_idle": spec.on_idle or spec.on_timeout,
+            "metadata": dict(spec.metadata),
+            "env": dict(spec.env),
+        }
         return cls.model_construct(
+            **fields,
             id=sandbox.id,
-            name=spec.name,
             status=sandbox.state,
             image=spec.image_name,
             image_digest=spec.image,
@@ -161,16 +166,8 @@ class SandboxView(Response):
             ended_at=rfc3339_time(sandbox.ended_at),
             end_at=rfc3339_time(expiry.shown(sandbox.deadline, expiry.now())),
             end_reason=sandbox.end_reason,
-            on_timeout=spec.on_timeout,
             idle_timeout_ms=None if spec.idle_timeout is None else round(spec.idle_timeout * 1000),
-            on_idle=spec.on_idle or spec.on_timeout,
-            auto_resume=spec.auto_resume,
-            metadata=dict(spec.metadata),
-            env=dict(spec.env),
             limits=LimitsModel.of(spec.limits),
-            user=spec.user,
-            workdir=spec.workdir,
-            hostname=spec.hostname,
             node_id=node,
         )
 

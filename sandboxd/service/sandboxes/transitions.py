@@ -7,7 +7,6 @@ it, and records that it is done (model.TRANSITIONS), so that a start-up knows ho
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import trio
@@ -15,7 +14,6 @@ import trio
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import SandboxdError, SandboxLost, Unprocessable
 from sandboxd.isolation.backend import RunningMachine
-from sandboxd.isolation.freezer import freeze, stopped_jobs, thaw
 from sandboxd.isolation.init.client import InitError, InitGone
 from sandboxd.isolation.init.wire import WireError
 from sandboxd.kernel import procstat
@@ -26,7 +24,6 @@ from sandboxd.service.sandboxes.expiry import Expiry, ExpiryReason, now, renewed
 from sandboxd.service.sandboxes.journal import Journal
 from sandboxd.service.sandboxes.machines import Machines
 from sandboxd.store import NewEvent
-from sandboxd.threads import run_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +49,14 @@ class Lifecycle:
         """
         entry.require_change("pause", SandboxState.PAUSING)
         running = _live(entry)
-        jobs = tuple(stopped_jobs(running))
+        jobs = tuple(running.stopped_jobs())
         await self._begin(entry, SandboxState.PAUSING, expiry, stopped_jobs=jobs)
         crash_point("pause:recorded")
         await self.finish_pause(entry, running)
 
     async def finish_pause(self, entry: Entry, running: RunningMachine) -> None:
         try:
-            await freeze(running)
+            await running.freeze()
         except SandboxdError:
             await self._journal.confirm(entry, SandboxState.RUNNING)
             raise
@@ -79,7 +76,7 @@ class Lifecycle:
         await self.finish_resume(entry, running)
 
     async def finish_resume(self, entry: Entry, running: RunningMachine) -> None:
-        await thaw(running, but=frozenset(entry.sandbox.stopped_jobs))
+        await running.thaw(but=frozenset(entry.sandbox.stopped_jobs))
         crash_point("resume:thawed")
         event = new_event(EventKind.RESUMED, entry.sandbox.id)
         changes = {"paused_at": None, "stopped_jobs": (), "deadline": renewed(entry.sandbox, now())}
@@ -113,22 +110,22 @@ class Lifecycle:
         entry.require_change("start", SandboxState.STARTING)
         if not self._machines.has_files(entry.sandbox):
             raise files_missing("start", entry.sandbox)
-        before, image = entry.sandbox, self._find_image(entry.sandbox.spec.image)
-        taken = self._machines.take_range()
+        image = self._find_image(entry.sandbox.spec.image)
+        await self.release(entry)  # what was left when its last machine ended
         try:
-            await self._begin(entry, SandboxState.STARTING, range_start=taken)
+            slot = self._machines.slot(entry.sandbox)
+            await self._begin(entry, SandboxState.STARTING, range_start=slot.ids.start)
             crash_point("start:recorded")
-            await self._machines.let_go(before)
-            self._machines.renew(before.id)
+            await self._machines.take(slot)
             entry.oom_noticed = False
-            entry.running = await self._machines.launch_again(entry.sandbox, image)
+            entry.running = await self._machines.launch(slot, entry.sandbox, image)
             crash_point("start:launched")
             entry.wake()
             await entry.attended.wait()
             await self._confirm_start(entry, entry.running)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._give_up(entry, taken)
+                await self._give_up(entry)
             raise
 
     async def _confirm_start(self, entry: Entry, running: RunningMachine) -> None:
@@ -139,23 +136,21 @@ class Lifecycle:
         await self._journal.move(entry, SandboxState.RUNNING, [event], deadline=deadline, **changes)
         crash_point("start:confirmed")
 
-    async def _give_up(self, entry: Entry, range_start: int) -> None:
+    async def _give_up(self, entry: Entry) -> None:
         """Undo a start that failed. What cannot be undone now, the next start-up finds and does."""
         try:
             await self._machines.end(entry)
-        except SandboxdError as failure:
+            starting = entry.sandbox.state is SandboxState.STARTING
+            if not starting or await self._journal.confirm(entry, SandboxState.STOPPED, range_start=0):
+                await self.release(entry)
+        except (SandboxdError, OSError) as failure:
             log.error("the start of sandbox %s cannot be undone: %s", entry.sandbox.id, failure)
-            return
-        if entry.sandbox.state is SandboxState.STARTING:
-            await self._journal.confirm(entry, SandboxState.STOPPED, range_start=0)
-        await self._machines.let_go(replace(entry.sandbox, range_start=range_start))
 
     async def abandon_start(self, entry: Entry) -> None:
         """A start that a daemon did not live to confirm, and nobody was told of."""
-        before = entry.sandbox
-        await self._machines.sweep(before.id)
+        await self._machines.end_unrecorded(entry.sandbox.id)
         await self._journal.move(entry, SandboxState.STOPPED, range_start=0)
-        await self._machines.let_go(before)
+        await self.release(entry)
 
     async def revive(self, entry: Entry) -> None:
         """Have it run, if it does not already."""
@@ -191,9 +186,9 @@ class Lifecycle:
         machine = sandbox.machine
         return "host restarted" if machine and machine.host_boot_id != procstat.boot_id() else "init ended"
 
-    async def let_go(self, entry: Entry) -> None:
-        """Of what a daemon that died did not come to give back when the machine had ended."""
-        await self._machines.let_go(entry.sandbox)
+    async def release(self, entry: Entry) -> None:
+        """Give back what its machine, which has ended, took of the host, as far as that was not done yet."""
+        await self._machines.release(entry.sandbox.id)
 
     async def _begin(self, entry: Entry, state: SandboxState, expiry: Expiry | None = None, **changes: Any) -> None:
         """Record what is about to be done and, when it is because its time is over, that too."""
@@ -204,11 +199,14 @@ class Lifecycle:
 
     async def _without_machine(self, entry: Entry, state: SandboxState, event: NewEvent) -> None:
         """Its machine has ended: record that, and then give back what it held."""
-        before, reason = entry.sandbox, event.facts.get("reason", "stopped")
+        reason = event.facts.get("reason", "stopped")
         changes = {"machine": None, "range_start": 0, "paused_at": None, "stopped_jobs": ()}
         if await self._journal.confirm(entry, state, [event], ended_at=event.at, end_reason=reason, **changes):
             crash_point(f"{event.kind}:confirmed")
-            await self._machines.let_go(before)
+            try:
+                await self.release(entry)
+            except (SandboxdError, OSError) as failure:
+                log.error("sandbox %s has ended, but still holds something: %s", entry.sandbox.id, failure)
 
 
 def files_missing(verb: str, sandbox: Sandbox) -> Unprocessable:
@@ -232,15 +230,15 @@ def _live(entry: Entry) -> RunningMachine:
 
 async def _give_memory_back(entry: Entry) -> None:
     """Of a sandbox that stands still, as far as it is not needed to go on; in steps, for it may be resumed."""
-    cgroup = entry.require_machine().cgroup
-    while cgroup is not None and entry.sandbox.state is SandboxState.PAUSED:
-        if not await run_in_thread(cgroup.reclaim, RECLAIM_STEP):
+    running = entry.require_machine()
+    while entry.sandbox.state is SandboxState.PAUSED:
+        if not await running.reclaim(RECLAIM_STEP):
             return
 
 
 async def _ask_to_end(running: RunningMachine, grace: float, *, was_paused: bool) -> None:
     if was_paused:
-        await thaw(running)
+        await running.thaw()
     with (
         trio.move_on_after(grace + SHUTDOWN_MARGIN),
         contextlib.suppress(InitGone, InitError, WireError, OSError),
