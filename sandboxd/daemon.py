@@ -42,7 +42,8 @@ from sandboxd.kernel.cgroup_tree import (
     prepare_cgroups,
 )
 from sandboxd.kernel.cgroups import block_device_of
-from sandboxd.service.api import Capabilities, Service, open_service
+from sandboxd.service.access.admission import Capabilities
+from sandboxd.service.api import Service, open_service
 from sandboxd.service.ports import PortNames
 from sandboxd.service.resources import Resources
 from sandboxd.service.sandboxes.host import Host
@@ -146,7 +147,7 @@ def reload_config(service: Service, read: Callable[[], Config]) -> None:
     changed = {name for name in Config.model_fields if getattr(new, name) != getattr(service.config, name)}
     for name in sorted(changed - RELOADABLE):
         log.warning("configuration: %s takes effect after a restart", name)
-    service.config = service.config.model_copy(update={name: getattr(new, name) for name in RELOADABLE})
+    service.reconfigure(service.config.model_copy(update={name: getattr(new, name) for name in RELOADABLE}))
     logging.getLogger().setLevel(service.config.log_level.upper())
     log.info("configuration reloaded: %s", ", ".join(sorted(changed & RELOADABLE)) or "nothing changed")
 

@@ -27,7 +27,7 @@ async def list_running(call: Call) -> SandboxList:
 
 
 async def delete(call: Call) -> Deleted:
-    await call.service.sandboxes.delete(call.entry)
+    await call.service.lifecycle.delete(call.entry)
     return Deleted(id=call.entry.sandbox.id)
 
 
@@ -39,7 +39,7 @@ async def delete_all(call: Call) -> AllDeleted:
     async def delete_one(entry: Entry) -> None:
         async with limit:
             with contextlib.suppress(NotFound):
-                await call.service.sandboxes.delete(entry)
+                await call.service.lifecycle.delete(entry)
 
     with ungrouped():
         async with trio.open_nursery() as nursery:

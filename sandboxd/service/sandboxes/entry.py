@@ -40,6 +40,8 @@ class Entry:
     """
 
     sandbox: Sandbox
+    revive: Callable[["Entry"], Awaitable[None]]
+    """resume or start it, or wait for who does"""
     running: RunningMachine | None = None
     """the live machine, frozen or not; None while there is none"""
     residents: trio.Nursery | None = None
@@ -59,8 +61,6 @@ class Entry:
     """set, and replaced, when a deletion ended: well, or with `failure`"""
     failure: SandboxdError | None = None
     oom_noticed: bool = False
-    revive: Callable[["Entry"], Awaitable[None]] | None = None
-    """resume or start it, or wait for who does"""
     uses: int = 0
     """how many uses of its machine are under way for clients"""
     last_used: float = field(default_factory=lambda: now().uptime)
@@ -119,7 +119,7 @@ class Entry:
 
         It goes on while the sandbox is paused, when sandbox-init does not answer. Cancelled: soon after the machine's
         end, and when the daemon stops (the sandbox lives on): a resident cleans up after itself in bounded time and,
-        for what outlives the daemon, is begun again by `Sandboxes.on_found`.
+        for what outlives the daemon, is begun again (`beside_found` of the Supervisor).
         """
         self.require_machine()
         if self.residents is None:
@@ -148,7 +148,7 @@ class Entry:
 
     async def ready(self) -> RunningMachine:
         """As use(), for business that is over at once."""
-        while self.revive is not None and self.sandbox.spec.auto_resume and self._asleep():
+        while self.sandbox.spec.auto_resume and self._asleep():
             await self.revive(self)
         self.touch()
         return self.require_running()

@@ -7,7 +7,7 @@ from sandboxd.isolation.backend import RunningMachine
 from sandboxd.model import Sandbox, SandboxState
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.sandboxes.host import Host
-from sandboxd.service.sandboxes.lifecycle import Lifecycle
+from sandboxd.service.sandboxes.transitions import Transitions
 
 
 def require_backends(host: Host, records: Iterable[Sandbox]) -> None:
@@ -32,21 +32,21 @@ def attach(host: Host, record: Sandbox) -> RunningMachine | None:
     return backend.attach(record.machine, host.disk.paths(record.id).runtime, cgroup=host.cgroups.of(record.id))
 
 
-async def finish_interrupted(lifecycle: Lifecycle, entry: Entry) -> None:
+async def finish_interrupted(transitions: Transitions, entry: Entry) -> None:
     """Bring a sandbox that an earlier daemon left to a state that is true, on the way it was going."""
     state, running = entry.sandbox.state, entry.running
     if state is SandboxState.STOPPING:
-        await lifecycle.finish_stop(entry)
+        await transitions.finish_stop(entry)
     elif state is SandboxState.STARTING:
-        await lifecycle.abandon_start(entry)
+        await transitions.abandon_start(entry)
     elif state in {SandboxState.STOPPED, SandboxState.EXITED}:
-        await lifecycle.release(entry)
+        await transitions.release(entry)
     elif running is None:
-        await lifecycle.note_exit(entry)
+        await transitions.note_exit(entry)
     elif state is SandboxState.PAUSING:
-        await lifecycle.finish_pause(entry, running)
+        await transitions.finish_pause(entry, running)
     elif state is SandboxState.RESUMING:
-        await lifecycle.finish_resume(entry, running)
+        await transitions.finish_resume(entry, running)
     elif state is SandboxState.PAUSED:
         await running.freeze()
     elif running.is_frozen():  # for a moment, by what did not live to let it go

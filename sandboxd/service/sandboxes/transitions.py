@@ -34,7 +34,7 @@ RECLAIM_STEP = 16 * 1024 * 1024
 EXPIRY_GRACE = 5.0
 
 
-class Lifecycle:
+class Transitions:
     """Raises (every method): Conflict when the state forbids it, Unavailable when the disk is full."""
 
     def __init__(self, *, journal: Journal, machines: Machines, find_image: Callable[[str], Image]) -> None:

@@ -19,8 +19,10 @@ from sandboxd.errors import Conflict, SandboxdError, Unavailable, Unprocessable
 from sandboxd.model import CopyCost, EventKind, Image, Layer, Sandbox, SandboxSpec, SandboxState, Snapshot
 from sandboxd.service.events import new_event
 from sandboxd.service.sandboxes.entry import Entry
-from sandboxd.service.sandboxes.lifecycle import files_missing
-from sandboxd.service.sandboxes.registry import Sandboxes
+from sandboxd.service.sandboxes.lifecycle import Lifecycle
+from sandboxd.service.sandboxes.supervisor import Supervisor
+from sandboxd.service.sandboxes.transitions import Transitions, files_missing
+from sandboxd.service.storage.disk import Disk
 from sandboxd.service.storage.layers import MAX_DEPTH, Layers, new_layer
 from sandboxd.store import NewEvent
 from sandboxd.threads import run_in_thread
@@ -54,9 +56,21 @@ class Snapshots:
     Cancelled: whatever was begun is undone, and the sandbox runs on; a restore goes on without its caller.
     """
 
-    def __init__(self, *, layers: Layers, sandboxes: Sandboxes, find_image: Callable[[str], Image]) -> None:
+    def __init__(
+        self,
+        *,
+        layers: Layers,
+        disk: Disk,
+        supervisor: Supervisor,
+        transitions: Transitions,
+        lifecycle: Lifecycle,
+        find_image: Callable[[str], Image],
+    ) -> None:
         self.layers = layers
-        self._sandboxes = sandboxes
+        self._disk = disk
+        self._supervisor = supervisor
+        self._transitions = transitions
+        self._lifecycle = lifecycle
         self._find_image = find_image
 
     # -- taking ---------------------------------------------------------------------------------------------------
@@ -100,7 +114,7 @@ class Snapshots:
         self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None = None
     ) -> AsyncIterator[Sealed]:
         """The sandbox's writable tree as a recorded layer, together with the snapshot `describe` makes of it."""
-        if entry.sandbox.discarding or not self._sandboxes.disk.has_files(entry.sandbox.id):
+        if entry.sandbox.discarding or not self._disk.has_files(entry.sandbox.id):
             raise files_missing("copy", entry.sandbox)
         with _explained(entry):
             if entry.sandbox.state in AT_REST and self._can_move(entry.sandbox):
@@ -112,7 +126,7 @@ class Snapshots:
 
     def _can_move(self, sandbox: Sandbox) -> bool:
         depth = 0 if sandbox.layer is None else self.layers.layer(sandbox.layer).depth
-        return self._sandboxes.disk.volume.moves and depth < MAX_DEPTH
+        return self._disk.volume.moves and depth < MAX_DEPTH
 
     async def _move(self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None) -> Sealed:
         """Recorded first: the tree has no other name by which a start-up could find it."""
@@ -134,11 +148,11 @@ class Snapshots:
 
     async def _copy(self, entry: Entry, describe: Callable[[Sealed], Snapshot] | None) -> Sealed:
         files = self.layers.files
-        if entry.sandbox.state is SandboxState.RUNNING and not self._sandboxes.disk.volume.moves:
+        if entry.sandbox.state is SandboxState.RUNNING and not self._disk.volume.moves:
             await run_in_thread(files.settle)  # in a pool the copy waits for dirty pages: rather now
         began = time.monotonic()
         async with _at_rest(entry):
-            source = self._sandboxes.disk.paths(entry.sandbox.id).writable
+            source = self._disk.paths(entry.sandbox.id).writable
             check = trio.from_thread.check_cancelled
             new, summary = await run_in_thread(lambda: files.copy(source, check=check))
             frozen = time.monotonic() - began
@@ -163,12 +177,12 @@ class Snapshots:
     # -- using ----------------------------------------------------------------------------------------------------
 
     async def create(self, snapshot: Snapshot, spec: SandboxSpec) -> Sandbox:
-        """A sandbox that begins with the snapshot's files; `spec` is complete. Raises as Sandboxes.create."""
+        """A sandbox that begins with the snapshot's files; `spec` is complete. Raises as Supervisor.create."""
         self.layers.check_present(snapshot)
         with self.layers.held(snapshot.layer):
             image = self._find_image(snapshot.spec.image)
             self.layers.trees(snapshot.layer)
-            return await self._sandboxes.create(spec, image, layer=snapshot.layer, snapshot=snapshot.id)
+            return await self._supervisor.create(spec, image, layer=snapshot.layer, snapshot=snapshot.id)
 
     async def clone(self, entry: Entry, *, specs: Callable[[SandboxSpec], tuple[SandboxSpec, ...]]) -> Clones:
         """Sandboxes that begin with the files this one has now, one for each spec made of its own."""
@@ -183,7 +197,7 @@ class Snapshots:
 
             async def make(number: int, spec: SandboxSpec) -> None:
                 try:
-                    outcomes[number] = await self._sandboxes.create(
+                    outcomes[number] = await self._supervisor.create(
                         spec, image, layer=sealed.layer.id, snapshot=source.snapshot
                     )
                 except SandboxdError as failure:
@@ -201,13 +215,12 @@ class Snapshots:
             image = self._find_image(snapshot.spec.image)
             self.layers.trees(snapshot.layer)
             work = partial(self._restore, snapshot=snapshot, image=image)
-            return await self._sandboxes.carry_out(entry, "restore", work)
+            return await self._lifecycle.carry_out(entry, "restore", work)
 
     async def _restore(self, entry: Entry, *, snapshot: Snapshot, image: Image) -> None:
-        lifecycle = self._sandboxes.lifecycle
         was_live = entry.sandbox.state not in AT_REST
         if was_live:
-            await lifecycle.stop(entry, grace=0)
+            await self._transitions.stop(entry, grace=0)
         with self.layers.held(snapshot.layer):  # the caller may have left
             async with entry.recording:
                 spec = replace(entry.sandbox.spec, image=image.digest, image_name=snapshot.spec.image_name)
@@ -225,7 +238,7 @@ class Snapshots:
                 entry.sandbox = done
             crash_point("restore:confirmed")
         if was_live:
-            await lifecycle.start(entry)
+            await self._transitions.start(entry)
 
     async def delete(self, snapshot: Snapshot) -> None:
         """The snapshot is gone at once; its files stay for as long as a sandbox or a later snapshot needs them."""

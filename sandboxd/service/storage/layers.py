@@ -38,7 +38,10 @@ COLLECT_RETRY = 5.0
 class Layers:
     """Owns: the records of layers and snapshots, and the files of layers."""
 
-    def __init__(self, store: Store, events: EventLog, disk: Disk) -> None:
+    def __init__(
+        self, store: Store, events: EventLog, disk: Disk, *, sandboxes: Callable[[], Iterable[Sandbox]]
+    ) -> None:
+        """`sandboxes`: whoever may stand on a layer."""
         self._store = store
         self._events = events
         self._disk = disk
@@ -49,8 +52,7 @@ class Layers:
         self._forgotten: list[str] = []
         """layers that have no record any more, but files"""
         self._changed = trio.Event()
-        self.sandboxes: Callable[[], Iterable[Sandbox]] = tuple
-        """whoever may stand on a layer"""
+        self._sandboxes = sandboxes
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class Layers:
     def users(self, layer: str) -> tuple[str, ...]:
         """Ids of the sandboxes whose chain contains the layer."""
         return tuple(
-            sandbox.id for sandbox in self.sandboxes() if any(each.id == layer for each in self.chain(sandbox.layer))
+            sandbox.id for sandbox in self._sandboxes() if any(each.id == layer for each in self.chain(sandbox.layer))
         )
 
     # -- changing -------------------------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ class Layers:
     def unused(self) -> list[Layer]:
         """Those to which nothing refers."""
         roots = [snapshot.layer for snapshot in self._snapshots.values()]
-        roots += [sandbox.layer for sandbox in self.sandboxes() if sandbox.layer is not None]
+        roots += [sandbox.layer for sandbox in self._sandboxes() if sandbox.layer is not None]
         roots += self._held
         used: set[str] = set()
         for root in roots:

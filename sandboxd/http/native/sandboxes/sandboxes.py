@@ -50,18 +50,18 @@ async def get(call: Call) -> SandboxView:
 
 
 async def delete(call: Call) -> Deleted:
-    await call.service.sandboxes.delete(call.entry)
+    await call.service.lifecycle.delete(call.entry)
     return Deleted(id=call.entry.sandbox.id)
 
 
 async def set_timeout(call: Call) -> SandboxView:
-    body, sandboxes = call.body, call.service.sandboxes
+    body, lifecycle = call.body, call.service.lifecycle
     given = body.model_fields_set
     if "timeout_ms" in given:
-        seconds = call.service.check_lifetime(_seconds(body.timeout_ms))
-        await sandboxes.set_lifetime(call.entry, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
+        seconds = call.service.admission.check_lifetime(_seconds(body.timeout_ms))
+        await lifecycle.set_lifetime(call.entry, seconds, on_timeout=body.on_timeout, only_extend=body.only_extend)
     if "idle_timeout_ms" in given:
-        await sandboxes.set_idle_timeout(call.entry, _seconds(body.idle_timeout_ms))
+        await lifecycle.set_idle_timeout(call.entry, _seconds(body.idle_timeout_ms))
     return _view(call, call.entry.sandbox)
 
 
@@ -70,23 +70,23 @@ def _seconds(milliseconds: int | None) -> float | None:
 
 
 async def touch(call: Call) -> SandboxView:
-    return _view(call, call.service.sandboxes.touch(call.entry))
+    return _view(call, call.service.lifecycle.touch(call.entry))
 
 
 async def pause(call: Call) -> SandboxView:
-    return _view(call, await call.service.sandboxes.pause(call.entry))
+    return _view(call, await call.service.lifecycle.pause(call.entry))
 
 
 async def resume(call: Call) -> SandboxView:
-    return _view(call, await call.service.sandboxes.resume(call.entry))
+    return _view(call, await call.service.lifecycle.resume(call.entry))
 
 
 async def stop(call: Call) -> SandboxView:
-    return _view(call, await call.service.sandboxes.stop(call.entry, grace=call.body.grace_ms / 1000))
+    return _view(call, await call.service.lifecycle.stop(call.entry, grace=call.body.grace_ms / 1000))
 
 
 async def start(call: Call) -> SandboxView:
-    return _view(call, await call.service.sandboxes.start(call.entry))
+    return _view(call, await call.service.lifecycle.start(call.entry))
 
 
 async def metrics(call: Call) -> MetricsView:
