@@ -41,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(registry))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for which it makes no difference who runs the daemon has one of the two only."""
+    if "daemon" in metafunc.fixturenames and metafunc.definition.get_closest_marker("any_user"):
+        one = pytest.mark.parametrize("daemon", SHARED[:1], ids=WHOSE[:1], indirect=True)
+        metafunc.definition.add_marker(one)  # pytest, which comes next, prefers this to the fixture's own parameters
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     # Inside User-Mode Linux nobody asks, and an import takes long.

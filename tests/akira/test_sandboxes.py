@@ -11,6 +11,8 @@ from tests.akira.conftest import Akira
 from tests.clients.conftest import Access
 from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.any_user
+
 
 def code(akira: Akira, method: str, path: str, body: object = None) -> tuple[int, str]:
     """Status and code of a refusal, whose body has the documented form."""

@@ -1,7 +1,11 @@
 """Akira's snapshots and clones."""
 
+import pytest
+
 from tests.akira.conftest import Akira
 from tests.akira.test_sandboxes import code
+
+pytestmark = pytest.mark.any_user
 
 
 def write(akira: Akira, sandbox: str, text: str) -> None:

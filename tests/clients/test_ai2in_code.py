@@ -14,6 +14,8 @@ from tests.conftest import daemon_as_root, daemon_as_user
 from tests.support.coding import IMAGE
 from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.any_user
+
 # The client never says which image it wants, so the daemon is set up to mean the one with kernels.
 CONFIG = f'[sandbox]\ndefault_image = "{IMAGE}"\n'
 

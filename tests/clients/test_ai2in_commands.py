@@ -9,6 +9,8 @@ from ai2in import PtyHandle, Sandbox
 from tests.clients.conftest import Access
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 
 @pytest.fixture
 def sandbox(access: Access) -> Iterator[Sandbox]:

@@ -10,6 +10,8 @@ from ai2in import Sandbox
 
 from tests.clients.conftest import Access
 
+pytestmark = pytest.mark.any_user
+
 MIB = 1024 * 1024
 
 

@@ -12,6 +12,8 @@ from tests.ports.conftest import start_program
 from tests.support.daemon import Daemon
 from tests.support.sandbox import Box
 
+pytestmark = pytest.mark.any_user
+
 PORT = 8000
 
 

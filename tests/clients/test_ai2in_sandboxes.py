@@ -8,6 +8,8 @@ from ai2in import Sandbox
 from tests.clients.conftest import Access
 from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.any_user
+
 
 def test_a_sandbox_from_the_constructor_to_the_end_of_its_with_block(access: Access, daemon: Daemon) -> None:
     with Sandbox(base_url=access.url, api_key=access.key, timeout=90, metadata={"team": "red"}) as sandbox:

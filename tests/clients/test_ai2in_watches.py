@@ -7,6 +7,8 @@ from ai2in import Sandbox, Watcher
 
 from tests.clients.conftest import Access
 
+pytestmark = pytest.mark.any_user
+
 
 def polled_until(watcher: Watcher, path: str) -> list[tuple[str, str]]:
     """As its documentation says: again and again, each time only what is new."""

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.daemon import Answer, Daemon, connect_unix
 
+pytestmark = pytest.mark.any_user
+
 SANDBOXES = "/v1/sandboxes"
 MIB = 1 << 20
 

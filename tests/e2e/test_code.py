@@ -12,6 +12,8 @@ from tests.support.daemon import Daemon
 from tests.support.sse import Event, stream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 PNG = b"\x89PNG\r\n\x1a\n"
 # Lines in one piece: print() writes the end of the line by itself, and what comes before may go ahead of it.
 FOREVER = "print('begun\\n', end='', flush=True)\nwhile True: pass"

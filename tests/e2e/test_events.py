@@ -5,6 +5,8 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.sse import stream
 
+pytestmark = pytest.mark.any_user
+
 EVENTS = "/v1/events"
 
 

@@ -4,12 +4,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+import pytest
+
 from tests.e2e.test_lifecycle import SANDBOXES, at_once
 from tests.e2e.test_sleep import TICKS, change, changed, refused, ticks_of
 from tests.support import witnesses
 from tests.support.daemon import Daemon
 from tests.support.sse import stream
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.any_user
 
 
 def wait_for(daemon: Daemon, sandbox: str, status: str) -> None:

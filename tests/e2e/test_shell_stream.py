@@ -12,6 +12,8 @@ from tests.support.sandbox import Box
 from tests.support.sse import Event, stream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 MIB = 1 << 20
 
 

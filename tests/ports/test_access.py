@@ -19,6 +19,8 @@ from tests.support.daemon import Daemon
 from tests.support.sandbox import Box
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 NAVIGATION = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 
 

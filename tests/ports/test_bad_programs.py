@@ -19,6 +19,8 @@ from tests.support.daemon import running
 from tests.support.sandbox import Box
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 
 def refusal(served: Served, method: str, path: str, **options: Any) -> tuple[int, Any]:
     answer = ask(served, method, path, **options)

@@ -17,6 +17,8 @@ import pytest
 from tests.ports.conftest import PORT, Served
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 LIMIT = 60.0
 MIB = 1024 * 1024
 

@@ -18,6 +18,8 @@ from tests.ports.conftest import Served
 from tests.ports.test_http import requests_under_way
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.any_user
+
 LIMIT = 60.0
 MIB = 1024 * 1024
 
