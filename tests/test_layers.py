@@ -16,6 +16,7 @@ LAYERS = (
 # The client speaks HTTP like anyone else's: it knows nothing of the daemon's inside, and only cli uses it.
 CLIENT = "client"
 VALUES = {
+    "clock",
     "config",
     "constraints",
     "crashpoints",
@@ -134,3 +135,10 @@ def test_a_dialect_sees_no_backend_and_no_store() -> None:
     for module in modules():
         if module.parts[0] == "http" and len(module.parts) > 2:
             assert not ours(module) & {"kernel", "store"}, module
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if layer_of(module) == "service"], ids=str)
+def test_the_service_reads_the_one_clock_that_a_test_can_move(module: Path) -> None:
+    """`time.monotonic` is for saying how long something took."""
+    source = (PACKAGE / module).read_text()
+    assert not [clock for clock in ("time.time()", "time.clock_gettime", "datetime.now") if clock in source]

@@ -4,12 +4,12 @@ The store is the queue: a listener keeps the id of the last event it saw and rea
 holds nothing in memory and loses nothing (until the store prunes), and one that comes back resumes where it was.
 """
 
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import trio
 
+from sandboxd import clock
 from sandboxd.model import Event, EventKind
 from sandboxd.store import NewEvent, Store
 
@@ -17,7 +17,7 @@ BATCH = 100
 
 
 def new_event(kind: EventKind, sandbox: str, **facts: Any) -> NewEvent:
-    return NewEvent(at=time.time(), kind=kind, sandbox=sandbox, facts=facts)
+    return NewEvent(at=clock.wall(), kind=kind, sandbox=sandbox, facts=facts)
 
 
 class EventLog:

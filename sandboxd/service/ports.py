@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import secrets
 import select
-import time
 from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
+from sandboxd import clock
 from sandboxd.errors import BadGateway, GatewayTimeout, InvalidRequest, NotFound, TooManyRequests, Unavailable
 from sandboxd.isolation.init.client import InitError, InitGone
 from sandboxd.isolation.init.messages import ListeningSocket
@@ -140,7 +140,7 @@ class Ports:
         await entry.ready()
         check_port(port)
         token = TOKEN_PREFIX + secrets.token_urlsafe(24) if protected else None
-        now = time.time()
+        now = clock.wall()
         exposure = Exposure(
             sandbox=entry.sandbox.id,
             port=port,
@@ -231,7 +231,7 @@ def _hash(token: str) -> str:
 
 
 def _in_force(exposure: Exposure) -> bool:
-    return exposure.expires_at is None or exposure.expires_at > time.time()
+    return exposure.expires_at is None or exposure.expires_at > clock.wall()
 
 
 def _by_port(sockets: list[ListeningSocket]) -> list[ListeningPort]:

@@ -7,12 +7,12 @@ would only slow every request (OWASP's advice on password storage is about low-e
 import hashlib
 import re
 import secrets
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
+from sandboxd import clock
 from sandboxd.errors import InvalidRequest, NotFound
 from sandboxd.model import ApiKey, Quota, Scope
 from sandboxd.service.access.quotas import RequestRates
@@ -62,7 +62,7 @@ class Keys:
         if not scopes:
             raise InvalidRequest("cannot create a key without a scope: give at least one of read, write, admin")
         secret = PREFIX + secrets.token_urlsafe(32)
-        number, now = "key" + secrets.token_hex(6), time.time()
+        number, now = "key" + secrets.token_hex(6), clock.wall()
         key = ApiKey(id=number, name=name, scopes=scopes, created_at=now, quota=quota, own=own)
         await self._store.add_key(key, _hash(secret))
         self._by_hash[_hash(secret)] = key
@@ -98,7 +98,7 @@ class Keys:
         """The key that this secret is. Comparing hashes in a dict tells an attacker nothing about the secret."""
         key = self._by_hash.get(_hash(secret))
         if key is not None:
-            self._used[key.id] = time.time()
+            self._used[key.id] = clock.wall()
         return key
 
     async def note_uses(self) -> None:

@@ -9,7 +9,6 @@ import logging
 import re
 import secrets
 import shlex
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
+from sandboxd import clock
 from sandboxd.config import SandboxConfig
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, SandboxLost, Unprocessable
@@ -106,7 +106,7 @@ class BackgroundCommands:
             await self._store.forget_commands([command.record.id])
             del book[command.record.id]
         else:
-            await command.change(self._store, lambda record: moved(record, CommandStatus.LOST, ended_at=time.time()))
+            await command.change(self._store, lambda record: moved(record, CommandStatus.LOST, ended_at=clock.wall()))
         command.wake()
 
     # -- starting -------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class BackgroundCommands:
         return command.record
 
     def _new_record(self, entry: Entry, spec: CommandSpec) -> CommandRecord:
-        now = time.time()
+        now = clock.wall()
         return CommandRecord(
             id=("p" if spec.terminal else "c") + secrets.token_hex(8),
             sandbox=entry.sandbox.id,

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import trio
 
+from sandboxd import clock
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import SandboxdError, SandboxLost, Unavailable
 from sandboxd.isolation.backend import RunningMachine
@@ -139,7 +139,7 @@ class CommandFollower:
     ) -> Attachment:
         running = machine(entry)
         request = spawn_request(entry, spec, label=command.record.id.encode(), ring_size=DEFAULT_RING)
-        began = math.floor(time.time() * 1000) / 1000  # whole milliseconds, as sandbox-init tells the end
+        began = math.floor(clock.wall() * 1000) / 1000  # whole milliseconds, as sandbox-init tells the end
         with init_errors(entry):
             attachment = await spawn(stack, running.init, request, shell=spec.shell)
         crash_point("command:spawned")
@@ -182,7 +182,7 @@ class CommandFollower:
                         await stack.enter_async_context(beside(self._kill_at_deadline, entry, command))
                     message = await self._copy_output(entry, command, attachment, writer)
         except SandboxLost:
-            await self._record_end(command, CommandStatus.LOST, ended_at=time.time())
+            await self._record_end(command, CommandStatus.LOST, ended_at=clock.wall())
         else:
             await self._conclude(entry, command, message, unlogged=_unlogged(message, writer))
 
@@ -256,7 +256,7 @@ class CommandFollower:
 
 async def _sleep_until(wall_clock: float) -> None:
     while True:
-        remaining = wall_clock - time.time()
+        remaining = wall_clock - clock.wall()
         if remaining <= 0:
             return
         await trio.sleep(min(remaining, CLOCK_CHECK))

@@ -22,12 +22,12 @@ import logging
 import os
 import platform
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from sandboxd import clock
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, SandboxdError, TooLarge, Unprocessable
 from sandboxd.model import Bind, Image
 from sandboxd.service.images import files
@@ -215,7 +215,7 @@ class ImageStore:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         facts = identity | {
             "digest": digest,
-            "created_at": time.time(),
+            "created_at": clock.wall(),
             "size": tree.size,
             "entries": tree.entries,
             "arch": platform.machine(),

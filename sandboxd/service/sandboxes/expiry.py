@@ -7,9 +7,9 @@ is no use of it. A daemon that starts takes every sandbox for just used, since n
 """
 
 import enum
-import time
 from dataclasses import dataclass
 
+from sandboxd import clock
 from sandboxd.kernel import procstat
 from sandboxd.model import Deadline, ExpiryAction, Instant, Sandbox, SandboxState
 
@@ -33,7 +33,7 @@ class Expiry:
 
 
 def now() -> Instant:
-    return Instant(wall=time.time(), uptime=time.clock_gettime(time.CLOCK_BOOTTIME), boot_id=procstat.boot_id())
+    return Instant(wall=clock.wall(), uptime=clock.uptime(), boot_id=procstat.boot_id())
 
 
 def deadline_after(seconds: float, instant: Instant) -> Deadline:

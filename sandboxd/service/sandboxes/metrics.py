@@ -1,11 +1,11 @@
 """What a sandbox uses now, in units that do not depend on the host: percent of one processor, bytes, processes."""
 
-import time
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import psutil
 
+from sandboxd import clock
 from sandboxd.errors import Conflict
 from sandboxd.kernel.cgroup_statistics import CgroupStatistics
 from sandboxd.model import Limits
@@ -40,7 +40,7 @@ class MetricsReader:
         usage = await running.usage()
         if entry.running is not running:
             raise Conflict(f"cannot measure sandbox {entry.sandbox.id}: it ended meanwhile")
-        now, limits = time.time(), entry.sandbox.spec.limits
+        now, limits = clock.wall(), entry.sandbox.spec.limits
         started = entry.sandbox.started_at or now
         return Metrics(
             uptime=now - started,

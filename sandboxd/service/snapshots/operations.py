@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from sandboxd import clock
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, SandboxdError, Unavailable, Unprocessable
 from sandboxd.model import CopyCost, EventKind, Image, Layer, Sandbox, SandboxSpec, SandboxState, Snapshot
@@ -94,7 +95,7 @@ class Snapshots:
                 id="n" + secrets.token_hex(10),
                 layer=sealed.layer.id,
                 spec=source.spec,
-                created_at=time.time(),
+                created_at=clock.wall(),
                 sandbox=source.id,
                 parent=source.snapshot,
                 name=name,

@@ -9,7 +9,6 @@ import hashlib
 import os
 import secrets
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -17,6 +16,7 @@ from typing import IO, Final, Protocol
 import trio
 from pydantic import ValidationError
 
+from sandboxd import clock
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TooLarge, Unavailable, Unprocessable
 from sandboxd.kernel.overlay import UPPER
@@ -105,7 +105,7 @@ class SnapshotTransfer:
                 id="n" + secrets.token_hex(10),
                 layer=layer.id,
                 spec=manifest.sandbox_spec(image, owner=owner),
-                created_at=time.time(),
+                created_at=clock.wall(),
                 name=name,
                 description=manifest.description,
                 metadata=manifest.metadata,

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import math
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from sandboxd import clock
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, Unprocessable
 from sandboxd.model import Layer, Sandbox, Snapshot
@@ -302,7 +302,7 @@ def new_layer(parent: Layer | None, *, moving: str | None = None) -> Layer:
         id="l" + secrets.token_hex(10),
         parent=None if parent is None else parent.id,
         depth=1 if parent is None else parent.depth + 1,
-        created_at=time.time(),
+        created_at=clock.wall(),
         moving=moving,
     )
 

@@ -8,7 +8,6 @@ begun again and says so with an overflow event. It ends with its directory, or w
 import logging
 import posixpath
 import secrets
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
+from sandboxd import clock
 from sandboxd.errors import NotFound, SandboxdError, SandboxLost, TooManyRequests, Unprocessable
 from sandboxd.isolation.backend import RunningMachine
 from sandboxd.isolation.init.client import InitError, InitGone
@@ -142,7 +142,7 @@ class Watches:
         sandbox = entry.sandbox.spec
         path = posixpath.join("/", sandbox.workdir, "" if spec.path == "." else spec.path)
         spec = replace(spec, path=path, user=spec.user or sandbox.user)
-        watch = Watch(id="w" + secrets.token_hex(8), spec=spec, created_at=time.time())
+        watch = Watch(id="w" + secrets.token_hex(8), spec=spec, created_at=clock.wall())
         watches[watch.id] = watch
         try:
             self._attend(entry, watch)
