@@ -142,3 +142,36 @@ def test_the_service_reads_the_one_clock_that_a_test_can_move(module: Path) -> N
     """`time.monotonic` is for saying how long something took."""
     source = (PACKAGE / module).read_text()
     assert not [clock for clock in ("time.time()", "time.clock_gettime", "datetime.now") if clock in source]
+
+
+# What these hold is said by the package they are in: for each dialect its routes, for each thing its schemas, ….
+SAID_BY_THE_PACKAGE = {
+    "backend",  # the protocol; each way to keep it
+    "exchange",  # of a server; of the proxy with a program
+    "handlers",
+    "operations",
+    "registry",
+    "routes",
+    "schemas",
+    "values",
+}
+# The same capability at each of these stages of a request's way has the same name there.
+STAGES = ("cli", "client", "gateway", "http/akira", "http/native", "http", "service", "isolation", "kernel", "trees")
+
+
+def stage_of(module: Path) -> str:
+    return next((stage for stage in STAGES if module.is_relative_to(stage)), "")
+
+
+def test_a_module_is_not_named_like_its_package() -> None:
+    assert not [module for module in modules() if module.stem.rstrip("s") == module.parent.name.rstrip("s")]
+
+
+def test_no_two_modules_of_one_stage_have_one_name_but_where_their_packages_make_it_plain() -> None:
+    named: dict[tuple[str, str], list[str]] = {}
+    for module in modules():
+        if module.stem != "__init__":
+            named.setdefault((stage_of(module), module.stem), []).append(str(module))
+    twice = {name for (_, name), found in named.items() if len(found) > 1}
+    assert twice == SAID_BY_THE_PACKAGE & twice, {key: found for key, found in named.items() if len(found) > 1}
+    assert twice == SAID_BY_THE_PACKAGE

@@ -14,7 +14,7 @@ import pytest
 
 from sandboxd.config import find_asset
 from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, Unprocessable
-from sandboxd.service.images import files
+from sandboxd.service.images import directory as files
 from sandboxd.service.images.build import build_image
 from sandboxd.service.images.recipes import (
     DebianRecipe,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unprocessable
-from sandboxd.service.images.files import Staging
+from sandboxd.service.images.directory import Staging
 from sandboxd.service.images.store import ImageConfig, ImageStore, Origin
 from sandboxd.trees.treewriter import UnpackLimits
 from tests.kernel.hostile_archives import archive, escapes, member

@@ -4,7 +4,8 @@ from sandboxd.http.kit.routes import Route
 from sandboxd.http.native import manual, openapi
 from sandboxd.http.native.code.routes import CODE_ROUTES
 from sandboxd.http.native.commands.routes import COMMAND_ROUTES
-from sandboxd.http.native.daemon import daemon, images, keys, log
+from sandboxd.http.native.daemon import handlers as daemon
+from sandboxd.http.native.daemon import images, keys, log
 from sandboxd.http.native.daemon.log_schemas import LogList, LogQuery
 from sandboxd.http.native.daemon.schemas import (
     BuildImage,
@@ -21,7 +22,8 @@ from sandboxd.http.native.daemon.schemas import (
 )
 from sandboxd.http.native.files.routes import FILE_ROUTES
 from sandboxd.http.native.ports.routes import PORT_ROUTES
-from sandboxd.http.native.sandboxes import events, sandboxes
+from sandboxd.http.native.sandboxes import events
+from sandboxd.http.native.sandboxes import handlers as sandboxes
 from sandboxd.http.native.sandboxes.schemas import (
     CreateSandbox,
     Deleted,

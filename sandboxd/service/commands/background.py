@@ -33,7 +33,6 @@ from sandboxd.model import (
     TerminalSize,
 )
 from sandboxd.service.commands.attached import init_errors, oom_kills
-from sandboxd.service.commands.files import LogFiles
 from sandboxd.service.commands.follower import (
     Command,
     CommandFollower,
@@ -44,6 +43,7 @@ from sandboxd.service.commands.follower import (
     release,
 )
 from sandboxd.service.commands.log import LogPage
+from sandboxd.service.commands.log_access import LogFiles
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.storage.disk import Disk
 from sandboxd.store import Store

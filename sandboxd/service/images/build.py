@@ -28,8 +28,8 @@ from sandboxd.errors import SandboxdError, Unprocessable
 from sandboxd.kernel import rootless
 from sandboxd.model import Image
 from sandboxd.service.images.apt_sources import acquire_options, distribution_sources, read_sources, render_deb822
-from sandboxd.service.images.files import Staging, sole_builder
-from sandboxd.service.images.host import host_config, write_host_root
+from sandboxd.service.images.directory import Staging, sole_builder
+from sandboxd.service.images.host_system import host_config, write_host_root
 from sandboxd.service.images.recipes import DebianRecipe, HostRecipe, complete_recipe, find_recipe, recipe_key
 from sandboxd.service.images.store import ImageStore, Origin
 from sandboxd.trees.archive import unpack

@@ -30,8 +30,8 @@ from typing import IO, Any, Final
 from sandboxd import clock
 from sandboxd.errors import Conflict, InvalidRequest, NotFound, SandboxdError, TooLarge, Unprocessable
 from sandboxd.model import Bind, Image
-from sandboxd.service.images import files
-from sandboxd.service.images.files import Staging
+from sandboxd.service.images import directory as files
+from sandboxd.service.images.directory import Staging
 from sandboxd.trees.archive import unpack
 from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge
 from sandboxd.trees.treecopy import copy_tree
