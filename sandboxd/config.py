@@ -124,8 +124,12 @@ class SandboxConfig(_Section):
     """lifetime of a sandbox whose client asked for none; by default it lives until deleted"""
     max_processes: Annotated[int, Field(ge=16)] = 4096
     """bound on all processes of one sandbox, in force even where the host has no pids controller"""
-    max_output_bytes: Bytes = 128 * MIB
-    """most output of one stream that `shell` keeps; what is beyond is dropped and reported as truncated"""
+    default_output_bytes: Bytes = 1 * MIB
+    """output of one stream that is kept for a request which waits for a command's end, and does not say how much"""
+    max_output_bytes: Bytes = 64 * MIB
+    """the most that it may ask for; of what is beyond the middle is left out, and reported"""
+    output_memory: Annotated[int, Field(ge=16 * MIB)] = 128 * MIB
+    """bytes of output that the daemon holds for all such requests together; half of it for one key's sandboxes"""
     command_log_bytes: Annotated[int, Field(ge=64 * 1024, le=2**40)] = 16 * MIB
     """newest output kept of each background command and terminal, on disk"""
     commands_kept: Annotated[int, Field(ge=1, le=10_000)] = 100

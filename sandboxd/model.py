@@ -411,14 +411,6 @@ class CommandRecord:
 CommandEvent = CommandStarted | OutputChunk | OutputGap | StdinAccepted | CommandExited
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandResult:
-    stdout: bytes
-    stderr: bytes
-    exited: CommandExited
-    truncated: bool = False
-
-
 # -- files --------------------------------------------------------------------------------------------------------
 
 

@@ -110,6 +110,10 @@ class CommandResult(Model):
     timed_out: bool = False
     oom_killed: bool = False
     truncated: bool = False
+    """the middle of an output was left out: ask for more by max_output_bytes, or use shell_stream()"""
+    stdout_bytes: int | None = None
+    """that were written"""
+    stderr_bytes: int | None = None
     output_incomplete: bool = False
     cpu_time_ms: float | None = None
     max_rss_bytes: int | None = None

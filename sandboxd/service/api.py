@@ -10,7 +10,7 @@ import trio
 
 from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest, NotFound
-from sandboxd.model import CommandResult, CommandSpec, Sandbox, SandboxSpec, Snapshot
+from sandboxd.model import CommandSpec, Sandbox, SandboxSpec, Snapshot
 from sandboxd.service.access.admission import Admission, Capabilities
 from sandboxd.service.access.keys import Keys
 from sandboxd.service.code.interpreter import Code
@@ -19,6 +19,7 @@ from sandboxd.service.commands.background import BackgroundCommands
 from sandboxd.service.commands.terminals import Terminals
 from sandboxd.service.events import EventLog
 from sandboxd.service.images.store import ImageStore
+from sandboxd.service.output_memory import OutputMemory
 from sandboxd.service.ports import PortNames, Ports
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.sandboxes.host import Host
@@ -61,6 +62,7 @@ class Service:
         watches: Watches,
         code: Code,
         ports: Ports,
+        output_memory: OutputMemory,
         capabilities: Capabilities,
     ) -> None:
         self.config = config
@@ -81,6 +83,7 @@ class Service:
         self.metrics = MetricsReader()
         self.code = code
         self.capabilities = capabilities
+        self.output_memory = output_memory
         self.node = platform.node()
         self.started = time.monotonic()
         self._pinned: set[str] = set()
@@ -151,11 +154,14 @@ class Service:
             self._pinned.discard(digest)
         await run_in_thread(lambda: self.images.remove(name, in_use=used.__contains__))
 
-    async def run(self, entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int | None) -> CommandResult:
+    async def run(
+        self, entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int | None
+    ) -> attached.CommandResult:
         """See attached.run_to_end."""
-        most = self.config.sandbox.max_output_bytes
-        kept = most if max_output is None else min(max_output, most)
-        return await attached.run_to_end(entry, spec, stdin=stdin, max_output=kept)
+        config = self.config.sandbox
+        wanted = config.default_output_bytes if max_output is None else max_output
+        kept = min(wanted, config.max_output_bytes)
+        return await attached.run_to_end(entry, spec, stdin=stdin, max_output=kept, memory=self.output_memory)
 
 
 @contextlib.asynccontextmanager
@@ -170,6 +176,7 @@ async def open_service(
     keys = Keys(store)
     await keys.load()
     images = await run_in_thread(lambda: ImageStore(config.image_dir, id_base=host.root_id))
+    output_memory = OutputMemory(config.sandbox.output_memory)
     async with trio.open_nursery() as nursery:
         registry, journal, oom = Registry(), Journal(store, events), OomWatch(events)
         layers = Layers(store, events, host.disk, sandboxes=registry.all)
@@ -224,7 +231,8 @@ async def open_service(
                 keys=keys,
                 images=images,
                 watches=watches,
-                code=Code(config.code),
+                code=Code(config.code, output_memory),
+                output_memory=output_memory,
                 ports=ports,
                 capabilities=capabilities,
             )

@@ -65,7 +65,7 @@ def test_output_that_is_not_utf8_is_replaced_not_refused(box: Box) -> None:
 
 def test_megabytes_go_in_and_out(box: Box) -> None:
     text = "0123456789abcde\n" * (8 * MIB // 16)
-    result = box.shell("cat", stdin=text)
+    result = box.shell("cat", stdin=text, max_output_bytes=8 * MIB)
     assert result["stdout"] == text
 
 
@@ -132,17 +132,27 @@ def test_64_mib_written_by_a_program_that_exits_at_once_arrive_whole(box: Box) -
 
 def test_output_over_the_callers_maximum_is_cut_and_said_to_be(box: Box) -> None:
     result = box.shell("printf 0123456789; printf abcdef >&2", max_output_bytes=8)
-    assert (result["stdout"], result["stderr"], result["truncated"]) == ("01234567", "abcdef", True)
+    assert (result["stdout"], result["stderr"], result["truncated"]) == (
+        "0123\n[2 bytes left out]\n6789",
+        "abcdef",
+        True,
+    )
+    assert (result["stdout_bytes"], result["stderr_bytes"]) == (10, 6)
+    assert result["omitted"] == [{"stream": "stdout", "offset": 4, "bytes": 2, "reason": "limit"}]
+    exact = box.shell("printf 0123456789", max_output_bytes=8, encoding="base64")
+    assert base64.b64decode(exact["stdout"]) == b"01236789"
     exactly = box.shell("printf 01234567", max_output_bytes=8)
     assert (exactly["stdout"], exactly["truncated"]) == ("01234567", False)
     nothing = box.shell("echo x", max_output_bytes=0)
-    assert (nothing["stdout"], nothing["truncated"]) == ("", True)
+    assert (nothing["stdout"], nothing["truncated"]) == ("\n[2 bytes left out]\n", True)
 
 
 def test_a_writer_without_end_is_ended_by_its_timeout_and_costs_no_memory(box: Box) -> None:
     before = _rss(box.daemon)
     result = box.shell("yes", max_output_bytes=MIB, timeout_ms=1500)
-    assert (len(result["stdout"]), result["truncated"], result["timed_out"]) == (MIB, True, True)
+    beginning, end = result["stdout"].split(f"\n[{result['omitted'][0]['bytes']} bytes left out]\n")
+    assert (len(beginning), len(end)) == (MIB // 2, MIB // 2)
+    assert (result["truncated"], result["timed_out"]) == (True, True)
     assert result["signal"] == "SIGKILL"
     assert _rss(box.daemon) - before < 64 * MIB
     assert box.processes() == []

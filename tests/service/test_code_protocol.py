@@ -33,6 +33,7 @@ from sandboxd.service.code.values import (
     RunResult,
     RunText,
 )
+from sandboxd.service.output_memory import OutputMemory
 
 LIMITS = CodeLimits(output=1000, results=1000)
 END = {"type": "end", "execution_ms": 7, "truncated": False}
@@ -65,7 +66,7 @@ def test_a_runs_whole_story() -> None:
         RunError("E", "v", "t"),
         RunEnded(7, truncated=False),
     ]
-    execution = Execution()
+    execution = Execution(OutputMemory(1 << 20).share(None))
     for event in events:
         execution.add(event)
     assert (execution.stdout, execution.stderr, execution.execution_count) == (["out"], ["err"], 3)
@@ -224,7 +225,7 @@ def test_a_refusal_is_an_error_of_ours(kind: str, error: type[SandboxdError]) ->
 
 def sent_on(events: list[RunEvent]) -> str:
     """As both of the API's answers have it. Fails for what cannot be written."""
-    execution = Execution()
+    execution = Execution(OutputMemory(1 << 20).share(None))
     streamed = ""
     for event in events:
         execution.add(event)

@@ -9,9 +9,11 @@ import codecs
 from collections.abc import AsyncGenerator, Iterator
 
 import trio
+from quart.wrappers import Response
 
 from sandboxd.errors import SandboxdError, ungrouped
-from sandboxd.http.akira.schemas import Executed
+from sandboxd.http.akira.schemas import executed
+from sandboxd.http.kit.large_json import small_or_large
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.server.stack import TrioResponse
@@ -19,8 +21,9 @@ from sandboxd.model import CommandExited, OutputChunk, StreamName
 from sandboxd.service.commands.attached import attached_command
 
 
-async def execute(call: Call) -> Executed:
-    return Executed.of(await call.service.run(call.entry, call.body.to_domain(), stdin=b"", max_output=None))
+async def execute(call: Call) -> Response | TrioResponse:
+    result = await call.service.run(call.entry, call.body.to_domain(), stdin=b"", max_output=None)
+    return small_or_large(executed(result), result.size)
 
 
 async def execute_async(call: Call) -> TrioResponse:

@@ -6,13 +6,14 @@ Times are RFC 3339 in UTC, durations seconds, sizes bytes.
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from sandboxd.constraints import MAX_ENVIRONMENT, bounded_mapping
 from sandboxd.errors import InvalidRequest
-from sandboxd.model import CommandResult, CommandSpec, Sandbox, SandboxSpec, Snapshot
+from sandboxd.model import CommandSpec, Sandbox, SandboxSpec, Snapshot
+from sandboxd.service.commands.attached import CommandResult
 from sandboxd.service.sandboxes.metrics import Metrics
 
 # Its own name for what a sandbox is made of by default.
@@ -147,17 +148,18 @@ class Executed(Answer):
     truncated: bool
     duration: float
 
-    @classmethod
-    def of(cls, result: CommandResult) -> Self:
-        exited = result.exited
-        return cls(
-            stdout=result.stdout.decode("utf-8", "replace"),
-            stderr=result.stderr.decode("utf-8", "replace"),
-            exit_code=128 + exited.signal if exited.signal is not None else exited.exit_code or 0,
-            timed_out=exited.timed_out,
-            truncated=result.truncated,
-            duration=round(exited.duration, 3),
-        )
+
+def executed(result: CommandResult) -> dict[str, Any]:
+    """An Executed, in which the texts are still to be made, piece by piece."""
+    exited = result.exited
+    return {
+        "stdout": result.stdout.text(),
+        "stderr": result.stderr.text(),
+        "exit_code": 128 + exited.signal if exited.signal is not None else exited.exit_code or 0,
+        "timed_out": exited.timed_out,
+        "truncated": result.truncated,
+        "duration": round(exited.duration, 3),
+    }
 
 
 # -- files --------------------------------------------------------------------------------------------------------

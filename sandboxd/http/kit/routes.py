@@ -15,6 +15,7 @@ from quart.wrappers import Response
 from sandboxd.errors import InvalidRequest, SandboxdError, Unprocessable
 from sandboxd.http.kit import auth
 from sandboxd.http.kit.conversation import Conversation, conversation_of
+from sandboxd.http.kit.large_json import is_large, large_response
 from sandboxd.http.server.connection import SandboxdApp, read_body
 from sandboxd.model import ApiKey, Sandbox, Scope, Snapshot
 from sandboxd.service.api import Service
@@ -163,6 +164,8 @@ def _websocket_view(route: Route, service: Service) -> Handler:
 
 
 def render(model: BaseModel, status: int = 200) -> Response:
+    if is_large(model):
+        return large_response(model.model_dump(mode="json"), status)
     return Response(model.model_dump_json().encode(), status, content_type="application/json")
 
 

@@ -46,6 +46,7 @@ from sandboxd.service.code.values import (
     RunEvent,
 )
 from sandboxd.service.commands.attached import init_errors, oom_kills
+from sandboxd.service.output_memory import OutputMemory, Share
 from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.threads import run_in_thread
 
@@ -75,7 +76,13 @@ _T = TypeVar("_T")
 class CodeRun:
     """A run under way. Made by `Code.run` only."""
 
-    def __init__(self, entry: Entry, answer: "_Answer", spec: CodeSpec, limits: CodeLimits) -> None:
+    def __init__(
+        self, entry: Entry, answer: "_Answer", spec: CodeSpec, limits: CodeLimits, share: Share, *, whole: bool
+    ) -> None:
+        self.share = share
+        """of the memory for output: what has been read of a line, and with `whole` all that has been received"""
+        self._whole = whole
+        self._kept = 0
         self._entry = entry
         self._answer = answer
         self._spec = spec
@@ -86,7 +93,10 @@ class CodeRun:
         self.ended = False
 
     async def receive(self) -> RunEvent:
-        """The next event; RunEnded is the last. Raises: NotFound, TooManyRequests, Unprocessable, SandboxLost."""
+        """The next event; RunEnded is the last.
+
+        Raises: NotFound, TooManyRequests, Unprocessable, SandboxLost, Unavailable.
+        """
         while not self._events:
             self._events = self._told(await self._more())
         event = self._events.pop(0)
@@ -101,7 +111,10 @@ class CodeRun:
             with trio.fail_at(max(self._deadline, trio.current_time() + ANSWER_LIMIT)):
                 data = await self._answer.receive()
             if data:
-                return [event for line in self._decoder.lines(data) for event in await self._decode(line)]
+                lines = self._decoder.lines(data)
+                self._kept += sum(map(len, lines)) if self._whole else 0
+                self.share.require(self._kept + self._decoder.buffered)
+                return [event for line in lines for event in await self._decode(line)]
             raise BridgeError("it ended")
         except trio.TooSlowError:
             return _cut_short("ExecutionTimeout", "the sandbox did not stop the code when its time was over")
@@ -139,26 +152,28 @@ def _cut_short(name: str, value: str) -> list[RunEvent]:
 class Code:
     """Runs code in sandboxes whose image has the bridge."""
 
-    def __init__(self, config: CodeConfig) -> None:
+    def __init__(self, config: CodeConfig, memory: OutputMemory) -> None:
         self._config = config
+        self._memory = memory
         self._limits = CodeLimits(output=config.max_output, results=config.max_results)
         self._starting: WeakKeyDictionary[Entry, trio.Lock] = WeakKeyDictionary()
 
     # -- running --------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def run(self, entry: Entry, spec: CodeSpec) -> AsyncIterator[CodeRun]:
-        """Run code in its turn. Cancelled (or left early): it is interrupted.
+    async def run(self, entry: Entry, spec: CodeSpec, *, whole: bool = False) -> AsyncIterator[CodeRun]:
+        """Run code in its turn. Cancelled (or left early): it is interrupted. `whole`: all its events will be kept.
 
-        Raises: Conflict, Unprocessable (an image without the bridge), SandboxLost.
+        Raises: Conflict, Unprocessable (an image without the bridge), SandboxLost, TooManyRequests, Unavailable.
         """
+        share = self._memory.share(entry.sandbox.spec.owner)
         async with self._request(entry, encode_run(spec, self._limits)) as answer:
-            yield CodeRun(entry, answer, spec, self._limits)
+            yield CodeRun(entry, answer, spec, self._limits, share, whole=whole)
 
     async def run_to_end(self, entry: Entry, spec: CodeSpec) -> Execution:
         """Raises: as `run` and CodeRun.receive."""
-        execution = Execution()
-        async with self.run(entry, spec) as run:
+        async with self.run(entry, spec, whole=True) as run:
+            execution = Execution(run.share)
             while not run.ended:
                 execution.add(await run.receive())
         return execution

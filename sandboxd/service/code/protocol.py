@@ -84,6 +84,11 @@ class LineSplitter:
         self._buffer = bytearray()
         self._searched = 0
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of the incomplete line."""
+        return len(self._buffer)
+
     def feed(self, data: bytes | bytearray) -> list[bytes]:
         """The lines completed by `data`. Raises: BridgeError."""
         self._buffer += data
@@ -115,6 +120,11 @@ class RunDecoder:
     def feed(self, data: bytes | bytearray) -> list[RunEvent]:
         """Raises: BridgeError; and what the bridge refuses the run for, as a SandboxdError."""
         return [event for line in self.lines(data) for event in self.decode(line)]
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the line that is not complete yet."""
+        return self._splitter.buffered
 
     def lines(self, data: bytes | bytearray) -> list[bytes]:
         """The lines completed by `data`, for decode(). Raises: BridgeError."""

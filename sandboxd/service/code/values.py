@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sandboxd.model import EMPTY, StreamName
+from sandboxd.service.output_memory import Share
 
 # JSON may need six bytes for a character; around a result there is little else.
 _BYTES_PER_CHARACTER: Final = 6
@@ -99,6 +100,8 @@ RunEvent = RunBegun | RunCounted | RunText | RunResult | RunError | RunEnded
 class Execution:
     """A whole run, put together event by event."""
 
+    share: Share
+    """of the memory for output, in which it is"""
     results: list[RunResult] = field(default_factory=list)
     stdout: list[str] = field(default_factory=list)
     stderr: list[str] = field(default_factory=list)

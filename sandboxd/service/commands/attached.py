@@ -10,7 +10,7 @@ import errno
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -31,7 +31,6 @@ from sandboxd.isolation.init.wire import Flag, Output, Scope, StdinMode, Stream,
 from sandboxd.model import (
     CommandEvent,
     CommandExited,
-    CommandResult,
     CommandSpec,
     CommandStarted,
     OutputChunk,
@@ -40,6 +39,7 @@ from sandboxd.model import (
     StreamName,
     TerminalSize,
 )
+from sandboxd.service.output_memory import KeptOutput, OutputMemory
 from sandboxd.service.sandboxes.entry import Entry
 
 log = logging.getLogger(__name__)
@@ -213,25 +213,40 @@ async def beside(task: Callable[..., Awaitable[None]], *arguments: object) -> As
             nursery.cancel_scope.cancel("the block has ended")
 
 
-async def run_to_end(entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int) -> CommandResult:
-    """Run a command and collect its output, at most `max_output` bytes of each stream."""
-    collected = {StreamName.STDOUT: bytearray(), StreamName.STDERR: bytearray()}
-    truncated = False
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """A command that has ended, and what was kept of its output."""
+
+    stdout: KeptOutput
+    stderr: KeptOutput
+    exited: CommandExited
+
+    @property
+    def truncated(self) -> bool:
+        return self.stdout.omitted > 0 or self.stderr.omitted > 0
+
+    @property
+    def size(self) -> int:
+        """Bytes kept."""
+        return sum(kept.total - kept.omitted for kept in (self.stdout, self.stderr))
+
+
+async def run_to_end(
+    entry: Entry, spec: CommandSpec, *, stdin: bytes, max_output: int, memory: OutputMemory
+) -> CommandResult:
+    """Run a command and collect its output, at most `max_output` bytes of each stream.
+
+    Raises also: TooManyRequests, Unavailable when there is no memory for output; then nothing was started.
+    """
+    owner = entry.sandbox.spec.owner
+    collected = {stream: KeptOutput(memory.share(owner), max_output) for stream in StreamName}
     async with attached_command(entry, spec) as command, contextlib.AsyncExitStack() as stack:
         if spec.stdin:
             await stack.enter_async_context(beside(feed, command, stdin))
         while not isinstance(event := await command.receive(), CommandExited):
             if isinstance(event, OutputChunk):
-                buffer = collected[event.stream]
-                room = max_output - len(buffer)
-                truncated |= len(event.data) > room
-                buffer += event.data[:room]
-    return CommandResult(
-        stdout=bytes(collected[StreamName.STDOUT]),
-        stderr=bytes(collected[StreamName.STDERR]),
-        exited=event,
-        truncated=truncated,
-    )
+                collected[event.stream].add(event.data)
+    return CommandResult(stdout=collected[StreamName.STDOUT], stderr=collected[StreamName.STDERR], exited=event)
 
 
 async def feed(command: RunningCommand, data: bytes) -> None:

@@ -18,6 +18,7 @@ from sandboxd.isolation.init.files import WriteOptions as WriteOptions
 from sandboxd.service.files.archives import ArchiveFormat, Packing, Unpacked, encoder_of, unpack_into
 from sandboxd.service.files.errors import file_errors
 from sandboxd.service.files.values import FileInfo, Listing, Path
+from sandboxd.service.output_memory import Share
 from sandboxd.service.sandboxes.entry import Entry
 
 MAX_WHOLE_FILE: Final = 32 * 1024 * 1024
@@ -94,11 +95,17 @@ class Files:
         ):
             yield reader
 
-    async def read(self, path: Path, *, offset: int = 0, length: int | None = None) -> bytes:
-        """A regular file, or a part of it, of at most MAX_WHOLE_FILE bytes. Raises: TooLarge."""
+    async def read(self, path: Path, *, share: Share, offset: int = 0, length: int | None = None) -> bytes:
+        """A regular file, or a part of it, of at most MAX_WHOLE_FILE bytes, in a share of the memory for output.
+
+        Raises: TooLarge, TooManyRequests, Unavailable.
+        """
         wanted = MAX_WHOLE_FILE + 1 if length is None else min(length, MAX_WHOLE_FILE + 1)
+        content = bytearray()
         async with self.open(path, offset=offset, length=wanted) as reader:
-            content = b"".join([part async for part in reader])
+            async for part in reader:
+                share.require(len(content) + len(part))
+                content += part
         if len(content) > MAX_WHOLE_FILE:
             raise TooLarge(
                 f"cannot read more than {MAX_WHOLE_FILE} bytes of a file in one piece; download it instead, or read "
@@ -106,7 +113,7 @@ class Files:
                 kind="file_too_large",
                 limit=MAX_WHOLE_FILE,
             )
-        return content
+        return bytes(content)
 
     async def write(self, path: Path, chunks: AsyncIterator[bytes], options: WriteOptions = ATOMIC) -> int:
         """Write a file of any size; how many bytes came.

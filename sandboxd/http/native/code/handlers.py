@@ -3,8 +3,10 @@
 from collections.abc import AsyncGenerator
 
 import trio
+from quart.wrappers import Response
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.large_json import small_or_large
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
 from sandboxd.http.native.code.schemas import (
@@ -22,9 +24,11 @@ from sandboxd.service.code.values import (
 )
 
 
-async def run(call: Call) -> ExecutionView:
+async def run(call: Call) -> Response | TrioResponse:
     body: RunCode = call.body
-    return ExecutionView.of(await call.service.code.run_to_end(call.entry, body.to_domain()))
+    execution = await call.service.code.run_to_end(call.entry, body.to_domain())
+    value = ExecutionView.of(execution).model_dump(mode="json")
+    return small_or_large(value, execution.share.held, share=execution.share)
 
 
 async def run_stream(call: Call) -> TrioResponse:

@@ -6,8 +6,10 @@ import json
 from collections.abc import AsyncGenerator
 
 import trio
+from quart.wrappers import Response
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
+from sandboxd.http.kit.large_json import small_or_large
 from sandboxd.http.kit.routes import Call, validate_message
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response, to_json
 from sandboxd.http.kit.websockets import Close, Overflow, WebsocketSession, websocket_session
@@ -18,8 +20,8 @@ from sandboxd.http.native.commands.attached_schemas import (
     ExecSignal,
     ExecStart,
     Shell,
-    ShellResult,
     exit_facts,
+    shell_facts,
 )
 from sandboxd.http.native.fields import ErrorBody
 from sandboxd.http.server.stack import TrioResponse
@@ -35,13 +37,13 @@ _FRAME_PREFIX = {StreamName.STDOUT: b"\x01", StreamName.STDERR: b"\x02"}
 SCOPES = {"leader": SignalScope.LEADER, "group": SignalScope.GROUP, "tree": SignalScope.TREE}
 
 
-async def shell(call: Call) -> ShellResult:
+async def shell(call: Call) -> Response | TrioResponse:
     body: Shell = call.body
     stdin = body.stdin_bytes()
     result = await call.service.run(
         call.entry, body.to_domain(stdin=stdin is not None), stdin=stdin or b"", max_output=body.max_output_bytes
     )
-    return ShellResult.from_result(result, body.encoding)
+    return small_or_large(shell_facts(result, body.encoding), result.size)
 
 
 # -- as a stream --------------------------------------------------------------------------------------------------

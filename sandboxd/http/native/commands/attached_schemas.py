@@ -8,7 +8,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.http.native.fields import DAY_MS, Argument, Env, OptionalPath, Request, Response, UserName
-from sandboxd.model import CommandExited, CommandResult, CommandSpec, TerminalSize
+from sandboxd.model import CommandExited, CommandSpec, TerminalSize
+from sandboxd.service.commands.attached import CommandResult
+from sandboxd.service.output_memory import KeptOutput
 
 MAX_STDIN_IN_JSON = 32 * 1024 * 1024
 
@@ -58,7 +60,7 @@ class Shell(CommandBody):
     stdin: Annotated[str, StringConstraints(max_length=MAX_STDIN_IN_JSON)] | None = None
     stdin_b64: Annotated[str, StringConstraints(max_length=MAX_STDIN_IN_JSON)] | None = None
     max_output_bytes: Annotated[int, Field(ge=0, le=2**40)] | None = None
-    """of each stream; what is beyond is dropped, and `truncated` says so"""
+    """of each stream, 1 MiB by default; of more the beginning and the end are kept, and `omitted` says so"""
     encoding: Encoding = "utf-8"
     """how output is given: as text (what is not UTF-8 becomes U+FFFD), or as base64, byte for byte"""
 
@@ -134,25 +136,45 @@ def exit_facts(exited: CommandExited) -> dict[str, Any]:
     }
 
 
+class Omitted(Response):
+    """What was left out of the middle of a stream; as text a line of its own stands there."""
+
+    stream: Literal["stdout", "stderr"]
+    offset: int
+    """bytes of the stream before it"""
+    bytes: int
+    reason: Literal["limit", "daemon_memory"]
+    """more was written than is kept, or the daemon had no more memory for output"""
+
+
 class ShellResult(ExitView):
     stdout: str
     stderr: str
     encoding: Encoding
     truncated: bool
-
-    @classmethod
-    def from_result(cls, result: CommandResult, encoding: Encoding) -> Self:
-        return cls.model_construct(
-            stdout=encode_output(result.stdout, encoding),
-            stderr=encode_output(result.stderr, encoding),
-            encoding=encoding,
-            truncated=result.truncated,
-            **exit_facts(result.exited),
-        )
+    """less was kept than was written: `omitted` says how much, and where"""
+    stdout_bytes: int
+    """that were written"""
+    stderr_bytes: int
+    omitted: list[Omitted]
 
 
-def encode_output(data: bytes, encoding: Encoding) -> str:
-    return base64.b64encode(data).decode() if encoding == "base64" else data.decode("utf-8", "replace")
+def shell_facts(result: CommandResult, encoding: Encoding) -> dict[str, Any]:
+    """A ShellResult, in which the texts are still to be made, piece by piece."""
+    streams = {"stdout": result.stdout, "stderr": result.stderr}
+    return {
+        **exit_facts(result.exited),
+        **{name: kept.base64() if encoding == "base64" else kept.text() for name, kept in streams.items()},
+        "encoding": encoding,
+        "truncated": result.truncated,
+        **{f"{name}_bytes": kept.total for name, kept in streams.items()},
+        "omitted": [_omitted(name, kept) for name, kept in streams.items() if kept.omitted],
+    }
+
+
+def _omitted(name: str, kept: KeptOutput) -> dict[str, Any]:
+    reason = "daemon_memory" if kept.starved else "limit"
+    return {"stream": name, "offset": kept.head, "bytes": kept.omitted, "reason": reason}
 
 
 def _signal_name(number: int) -> str:

@@ -3,7 +3,10 @@
 import base64
 from collections.abc import AsyncIterator
 
+from quart.wrappers import Response
+
 from sandboxd.errors import Unprocessable
+from sandboxd.http.kit.large_json import small_or_large
 from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.files.schemas import WriteBytes, WriteText
 from sandboxd.http.native.files.views import (
@@ -19,6 +22,7 @@ from sandboxd.http.native.files.views import (
     Written,
     show,
 )
+from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.files.operations import Files, WriteOptions
 from sandboxd.service.files.values import FileKind
 
@@ -45,9 +49,10 @@ async def exists(call: Call) -> Exists:
     return Exists.at(call.body.place, exists=found is not None, type=kind)
 
 
-async def read(call: Call) -> FileText:
+async def read(call: Call) -> Response | TrioResponse:
     wish = call.body
-    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length)
+    share = call.service.output_memory.share(call.entry.sandbox.spec.owner)
+    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length, share=share)
     try:
         content = data.decode("utf-8", "replace" if wish.invalid == "replace" else "strict")
     except UnicodeDecodeError as error:
@@ -57,14 +62,17 @@ async def read(call: Call) -> FileText:
             kind="not_utf8",
             position=error.start,
         ) from error
-    return FileText.at(wish.place, content=content, size=len(data))
+    view = FileText.at(wish.place, content=content, size=len(data))
+    return small_or_large(view.model_dump(mode="json"), len(data), share=share)
 
 
-async def read_bytes(call: Call) -> FileBytes:
+async def read_bytes(call: Call) -> Response | TrioResponse:
     wish = call.body
-    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length)
+    share = call.service.output_memory.share(call.entry.sandbox.spec.owner)
+    data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length, share=share)
     content = base64.b64encode(data).decode()
-    return FileBytes.at(wish.place, content_b64=content, size=len(data))
+    view = FileBytes.at(wish.place, content_b64=content, size=len(data))
+    return small_or_large(view.model_dump(mode="json"), len(data), share=share)
 
 
 class _Piece:
