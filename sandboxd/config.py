@@ -101,6 +101,8 @@ class HttpConfig(_Section):
     daemon's own user on a Unix socket are always let in"""
     max_connections_per_peer: Annotated[int, Field(ge=1)] = 2048
     """of these, to one address, one IPv6 /64, or one user on a Unix socket; a proxy in front is one address"""
+    cleartext_http2: bool = False
+    """take HTTP/2 without TLS from clients that begin with it (prior knowledge)"""
     keep_alive: Seconds = 620.0
     """idle connections close after this; longer than the 300 s that common client pools keep theirs"""
     header_timeout: Seconds = 30.0

@@ -381,6 +381,7 @@ def serving_limits(config: Config, listeners: int) -> ServingLimits:
         header_timeout=config.http.header_timeout,
         keep_alive_timeout=config.http.keep_alive,
         max_header_bytes=config.http.max_header_bytes,
+        cleartext_http2=config.http.cleartext_http2,
     )
 
 

@@ -54,7 +54,7 @@ async def serving(
         path = Path(directory, "s")
         with bind([TcpAddress("127.0.0.1", 0) if tcp else UnixAddress(path)]) as listeners:
             port = listeners[0].socket.getsockname()[1] if tcp else 0
-            server = Server(app, limits=limits)
+            server = Server(app, limits=limits or ServingLimits(cleartext_http2=True))
             over_unix = partial(trio.open_unix_socket, path)
             over_tcp = partial(trio.open_tcp_stream, "127.0.0.1", port)
             served = Served(over_tcp if tcp else over_unix, server=server)

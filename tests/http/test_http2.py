@@ -119,7 +119,10 @@ async def test_http2_uploads_refused_half_way_give_their_window_back(app):
 
 
 async def test_idle_http2_connection_is_closed_after_its_limit(app, autojump_clock):
-    async with serving(app, limits=ServingLimits(keep_alive_timeout=0.3)) as served, await served.connect() as stream:
+    async with (
+        serving(app, limits=ServingLimits(cleartext_http2=True, keep_alive_timeout=0.3)) as served,
+        await served.connect() as stream,
+    ):
         http = Http2Client(stream)
         await http.response(await http.request("GET", "/ok"))
         began = trio.current_time()
@@ -129,7 +132,7 @@ async def test_idle_http2_connection_is_closed_after_its_limit(app, autojump_clo
 
 async def test_http2_connection_without_a_request_is_closed_after_the_limit_for_the_first(app, autojump_clock):
     """Pings, settings and the like are no request."""
-    limits = ServingLimits(header_timeout=0.3)
+    limits = ServingLimits(cleartext_http2=True, header_timeout=0.3)
     async with serving(app, limits=limits) as served, await served.connect() as stream:
         http = Http2Client(stream)
         began = trio.current_time()
@@ -142,7 +145,7 @@ async def test_http2_connection_without_a_request_is_closed_after_the_limit_for_
 
 
 async def test_http2_connection_is_kept_between_requests_whatever_else_is_sent(app, autojump_clock):
-    limits = ServingLimits(header_timeout=0.3, keep_alive_timeout=60)
+    limits = ServingLimits(cleartext_http2=True, header_timeout=0.3, keep_alive_timeout=60)
     async with serving(app, limits=limits) as served, await served.connect() as stream:
         http = Http2Client(stream)
         for _ in range(2):

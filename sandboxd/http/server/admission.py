@@ -31,7 +31,16 @@ class Slot:
         self.let_go: Callable[[], None] = _nothing
         """called when the connection has to leave; its slot is another's by then"""
         peer.held += 1
+        peer.listener.held += 1
         peer.wait(self)
+
+    def another(self) -> "Slot":
+        """A further one, for a request beside the one under way here. Raises: `NoSlotError`."""
+        if self._peer is None:
+            raise NoSlotError("this connection has to leave")
+        slot = self._peer.claim()
+        slot.begin()
+        return slot
 
     def begin(self) -> None:
         """A request is under way: the connection stays."""
@@ -56,12 +65,21 @@ class Slot:
 class _PeerSlots:
     """What one peer holds of a listener's slots, and which of its connections wait, the longest first."""
 
-    __slots__ = ("held", "listener", "waiting")
+    __slots__ = ("held", "listener", "most", "waiting")
 
-    def __init__(self, listener: "_ListenerSlots") -> None:
+    def __init__(self, listener: "_ListenerSlots", most: int) -> None:
         self.listener = listener
+        self.most = most
         self.held = 0
         self.waiting: dict[Slot, None] = {}
+
+    def claim(self) -> Slot:
+        """One more, letting another go if need be. Raises: `NoSlotError`."""
+        if self.held >= self.most and not self.make_room():
+            raise NoSlotError(f"{self.held} of yours are in use; http.max_connections_per_peer allows no more")
+        if self.listener.held >= self.listener.most and not self.listener.make_room():
+            raise NoSlotError(f"{self.listener.held} are in use; http.max_connections allows no more")
+        return Slot(self)
 
     def wait(self, slot: Slot) -> None:
         if slot not in self.waiting:
@@ -83,10 +101,22 @@ class _PeerSlots:
         return False
 
 
+class _TrustedSlots(_PeerSlots):
+    """Those of the daemon's administrators: no limit keeps them out, only what waits has to leave."""
+
+    __slots__ = ()
+
+    def claim(self) -> Slot:
+        if self.held >= self.most:
+            self.make_room()
+        return Slot(self)
+
+
 class _ListenerSlots:
     """How many are held in all, and the peers by how many connections of theirs wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.held = 0
         self._by_waiting: defaultdict[int, dict[_PeerSlots, None]] = defaultdict(dict)
         self._most = 0
@@ -112,40 +142,26 @@ class ConnectionSlots:
     """The slots of one listener: at most `total`, and `per_peer` of them to one address, /64 or user."""
 
     def __init__(self, *, total: int, per_peer: int) -> None:
-        self._total = total
         self._per_peer = per_peer
-        self._listener = _ListenerSlots()
-        self._trusted = _PeerSlots(_ListenerSlots())
+        self._listener = _ListenerSlots(total)
+        self._trusted = _TrustedSlots(_ListenerSlots(total), total)
         self._peers: dict[Hashable, _PeerSlots] = {}
 
     def take(self, peer: Peer) -> Slot:
         """A slot for a new connection of `peer`, letting another go if need be. Raises: `NoSlotError`."""
-        if is_trusted(peer):
-            if self._trusted.held >= self._total:
-                self._trusted.make_room()
-            return self._slot(self._trusted)
-        slots = self._slots_of(peer)
-        if slots.held >= self._per_peer and not slots.make_room():
-            raise NoSlotError(f"{slots.held} of yours are in use; http.max_connections_per_peer allows no more")
-        if self._listener.held >= self._total and not self._listener.make_room():
-            raise NoSlotError(f"{self._listener.held} are in use; http.max_connections allows no more")
-        return self._slot(slots)
+        return (self._trusted if is_trusted(peer) else self._slots_of(peer)).claim()
 
     def make_room(self) -> bool:
         """Let one connection go that waits: there is not even a descriptor for another one. False: all are busy."""
         return self._listener.make_room() or self._trusted.make_room()
 
-    def _slot(self, slots: _PeerSlots) -> Slot:
-        slots.listener.held += 1
-        return Slot(slots)
-
     def _slots_of(self, peer: Peer) -> _PeerSlots:
         """Those of its peer. Peers that have left are forgotten now and then: one by one would cost more."""
-        if len(self._peers) > 2 * self._total:
+        if len(self._peers) > 2 * self._listener.most:
             self._peers = {key: slots for key, slots in self._peers.items() if slots.held}
         key = peer_key(peer)
         if key not in self._peers:
-            self._peers[key] = _PeerSlots(self._listener)
+            self._peers[key] = _PeerSlots(self._listener, self._per_peer)
         return self._peers[key]
 
 

@@ -26,7 +26,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from sandboxd.errors import TooLarge
 from sandboxd.http.server.dispatch import DirectApp
-from sandboxd.http.server.exchange import BODY_FOLLOWS
+from sandboxd.http.server.exchange import BODY_FOLLOWS, BODY_IN_MEMORY
 from sandboxd.http.server.stack import (
     ASGIReceiveCallable,
     ASGISendCallable,
@@ -47,6 +47,9 @@ MAX_WHOLE_BODY = 8 * 1024 * 1024
 
 # Seconds without a byte of the body, and for the whole of one read in one piece; Quart's own default.
 BODY_TIMEOUT = 60
+
+# What is handed over at once of a response that is in memory: two frames of HTTP/2, or a good write of HTTP/1.1.
+PIECE_BYTES = 32 * 1024
 
 # What a handler left of a body is read and dropped up to here, to keep the connection for the next request.
 DRAIN_BYTES = 256 * 1024
@@ -185,14 +188,16 @@ class HttpConnection(TrioASGIHTTPConnection):
             headers.append((b"connection", b"close"))
         start: Any = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         data = _in_memory(response)
+        if data is not None:
+            start[BODY_IN_MEMORY] = True
         if data is not None and request.body.ended:
             start[BODY_FOLLOWS] = True
             await send(start)
-            await send({"type": "http.response.body", "body": data, "more_body": False})
+            await _send_whole(data, send, more=False)
             return
         if data is not None:
             await send(start)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await _send_whole(data, send, more=True)
         else:
             await self._stream(request, start, cast("Response", response), send)
         if request.http_version < "2":  # an HTTP/2 stream ends without its neighbours
@@ -214,6 +219,14 @@ class HttpConnection(TrioASGIHTTPConnection):
         headers = request.headers
         announced = "content-length" in headers or "transfer-encoding" in headers
         return request.http_version < "2" and not announced
+
+
+async def _send_whole(data: bytes, send: ASGISendCallable, *, more: bool) -> None:
+    """Hand over a body that is in memory in pieces, so that no more than one of them is there a second time."""
+    last = max(0, len(data) - 1) // PIECE_BYTES * PIECE_BYTES
+    for begin in range(0, last, PIECE_BYTES):
+        await send({"type": "http.response.body", "body": data[begin : begin + PIECE_BYTES], "more_body": True})
+    await send({"type": "http.response.body", "body": data[last:], "more_body": more})
 
 
 def _in_memory(response: ResponseTypes) -> bytes | None:
@@ -304,6 +317,8 @@ class SandboxdApp(DirectApp):
     async def handle_websocket_exception(self, error: Exception) -> ResponseTypes | None:
         """End a websocket whose handler failed with a code that says so; a peer that left is no failure."""
         if isinstance(error, WebsocketDisconnected):
+            # Quart raised it again from a frame that has it as a variable: a circle, and all the frames hang on it.
+            error.__traceback__ = None
             return None
         response = await super().handle_websocket_exception(error)
         current = cast("HandlerWebsocket", websocket)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import trio
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.server.admission import NoSlotError, Slot
 from sandboxd.http.server.stack import (
     ASGIFramework,
     ASGIReceiveEvent,
@@ -33,12 +34,17 @@ HANGUP_CHECK_INTERVAL = 1.0
 # Seconds a websocket handler has to end by itself once its peer has left.
 DISCONNECT_GRACE = 2.0
 
+# Requests under way on one connection, which HTTP/2 allows to be many; what RFC 9113 §6.5.2 recommends at least.
+MAX_EXCHANGES = 100
+
 # Seconds an application may go on sending before it lets other tasks run. Sending small pieces into a roomy buffer
 # waits for nothing, and neither does sending to a peer who has left: a loop that does it would stop the daemon.
 TIME_SLICE = 0.002
 
-# A key in the message that starts a response: its body follows at once. Other ASGI servers ignore it.
+# Keys in the message that starts a response: its body follows at once; all of it is in memory. Other ASGI servers
+# ignore them.
 BODY_FOLLOWS = "sandboxd.body_follows"
+BODY_IN_MEMORY = "sandboxd.body_in_memory"
 
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 
@@ -55,9 +61,16 @@ class Output(Protocol):
     def uncork(self) -> None:
         """Let it go, in one system call where possible."""
 
+    async def wait_for_room(self) -> None:
+        """Until the peer has taken enough of what it was sent for more to be sent."""
+
 
 class PeerGoneError(Exception):
     """The peer hung up while its bytes were waiting for a handler that does not read."""
+
+
+class SlowReaderError(Exception):
+    """The peer took nothing of a response for too long."""
 
 
 class WatchedEvent:
@@ -93,11 +106,19 @@ class Exchange:
     """
 
     def __init__(
-        self, send: AppSend, *, hung_up: Callable[[], bool], output: Output | None, credit: Credit | None
+        self,
+        send: AppSend,
+        *,
+        hung_up: Callable[[], bool],
+        output: Output | None,
+        credit: Credit | None,
+        patience: float,
     ) -> None:
         self._deliver = send
         self._output = output
         self._credit = credit
+        self._patience = patience
+        self._complete = False
         self._hung_up = hung_up
         self._queue: deque[ASGIReceiveEvent] = deque()
         self._queued_bytes = 0
@@ -113,6 +134,8 @@ class Exchange:
         try:
             with self._scope:
                 await app(scope, self._receive, self._send)
+        except SlowReaderError:
+            log.info("%s was cut short: its client does not take the response", _describe(scope))
         except SandboxdError as error:  # the response had begun: cutting it short is all the answer there can be
             log.info("%s was cut short: %s", _describe(scope), error.message)
         except Exception:
@@ -124,6 +147,7 @@ class Exchange:
         await self._deliver(None)
         if self._output is not None:
             self._output.uncork()
+        self._deliver = _drop  # the stream knows us, and what we keep would last as long as it
 
     async def put(self, event: ASGIReceiveEvent) -> None:
         """Queue `event`, waiting for room if need be. Raises `PeerGoneError` if the peer left meanwhile."""
@@ -164,14 +188,30 @@ class Exchange:
             self._ending = True
         body_follows = BODY_FOLLOWS in message
         complete = self._ending or message["type"] == "websocket.send"
+        self._complete = self._complete or BODY_IN_MEMORY in message
         if self._output is not None and (body_follows or complete):
             self._output.cork()
-        await self._deliver(message)
+        if self._complete:
+            await self._deliver_in_time(message)
+        else:
+            await self._deliver(message)
         if self._output is not None and complete:
             self._output.uncork()
         if trio.current_time() > self._yield_after and not body_follows:
             await trio.lowlevel.checkpoint()
             self._yield_after = trio.current_time() + TIME_SLICE
+
+    async def _deliver_in_time(self, message: ASGISendEvent) -> None:
+        """A response that is there as a whole takes memory until its client has it. A stream may be read at leisure:
+        it waits for its reader in whatever makes it."""
+        with trio.move_on_after(self._patience) as timer:
+            await self._deliver(message)
+        if timer.cancelled_caught:
+            raise SlowReaderError
+
+
+async def _drop(message: ASGISendEvent | None) -> None:
+    pass
 
 
 def _describe(scope: Scope) -> str:
@@ -192,13 +232,18 @@ class ExchangeTasks:
         helpers: trio.Nursery,
         hung_up: Callable[[], bool],
         output: Output,
+        slot: Slot,
+        patience: float,
         on_begin: Callable[[], None],
         on_websocket: Callable[[], None],
     ) -> None:
         self._applications = applications
         self._helpers = helpers
         self.hung_up = hung_up
-        self._output = output
+        self.output = output
+        self._slot = slot
+        self._patience = patience
+        self._live = 0
         self._on_begin = on_begin
         self._on_websocket = on_websocket
         self._credit: Credit | None = None
@@ -207,6 +252,15 @@ class ExchangeTasks:
         """Let the next application's reading grant its peer credit, rather than hold up the whole connection."""
         self._credit = credit
 
+    def has_room(self) -> bool:
+        """Whether one request more may be under way, beside those whose applications have not ended yet."""
+        if 0 < self._live < MAX_EXCHANGES:
+            try:
+                self._slot.another().release()
+            except NoSlotError:
+                return False
+        return self._live < MAX_EXCHANGES
+
     async def spawn_app(
         self, app: ASGIFramework, config: HypercornConfig, scope: Scope, send: AppSend
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
@@ -214,9 +268,26 @@ class ExchangeTasks:
         alone = cast("Any", scope)["http_version"] < "2"
         if alone and scope["type"] == "websocket":
             self._on_websocket()
-        exchange = Exchange(send, hung_up=self.hung_up, output=self._output if alone else None, credit=self._credit)
-        self._applications.start_soon(exchange.run, app, scope, name=_describe(scope))
+        exchange = Exchange(
+            send,
+            hung_up=self.hung_up,
+            output=self.output if alone else None,
+            credit=self._credit,
+            patience=self._patience,
+        )
+        self._credit = None
+        self._live += 1
+        extra = self._slot.another() if self._live > 1 else None
+        self._applications.start_soon(self._run, exchange, app, scope, extra, name=_describe(scope))
         return exchange.put
+
+    async def _run(self, exchange: Exchange, app: ASGIFramework, scope: Scope, slot: Slot | None) -> None:
+        try:
+            await exchange.run(app, scope)
+        finally:
+            self._live -= 1
+            if slot is not None:
+                slot.release()
 
     def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
         self._helpers.start_soon(func, *args)

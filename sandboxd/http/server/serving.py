@@ -17,7 +17,7 @@ from sandboxd.http.server.admission import ConnectionSlots, NoSlotError, Slot
 from sandboxd.http.server.listeners import Listener
 from sandboxd.http.server.peer import Peer, dialect_of, identify, peer_of, stopping_of
 from sandboxd.http.server.stack import ASGIFramework, ConnectionState, HypercornConfig, WorkerContext
-from sandboxd.http.server.transport import Patience, Transport
+from sandboxd.http.server.transport import OutputBudget, Patience, Transport
 
 __all__ = ("Peer", "Server", "ServingLimits", "ServingStatistics", "dialect_of", "peer_of", "serve", "stopping_of")
 
@@ -63,15 +63,20 @@ class ServingLimits:
     linger: float = 2.0
     # Request line and headers. Some clients put large metadata in headers; hypercorn's default is 16 KiB.
     max_header_bytes: int = 64 * 1024
+    # HTTP/2 without TLS, by prior knowledge. Browsers do not speak it, and proxies speak HTTP/1.1 unless told
+    # otherwise: it would be there for attackers first.
+    cleartext_http2: bool = False
     max_websocket_message: int = 16 * 1024 * 1024
     websocket_ping_interval: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServingStatistics:
-    """Connections open now, and how many there have been: in all, turned away, ended by an error."""
+    """Connections open now, the bytes that they have yet to take, and how many connections there have been: in all,
+    turned away, ended by an error."""
 
     connections: int
+    unsent: int
     accepted: int
     refused: int
     failed: int
@@ -90,6 +95,7 @@ class Server:
         self._context = WorkerContext(None)
         self._patience = _patience(self._limits)
         self._stopping = trio.Event()
+        self._budget = OutputBudget()
         self._live: set[Transport] = set()
         self._refusing = 0
         self._accepted = 0
@@ -99,6 +105,7 @@ class Server:
     def statistics(self) -> ServingStatistics:
         return ServingStatistics(
             connections=len(self._live),
+            unsent=self._budget.used,
             accepted=self._accepted,
             refused=self._refused,
             failed=self._failed,
@@ -203,7 +210,9 @@ class Server:
             client=peer.address,
             state=ConnectionState({"peer": peer, "stopping": self._stopping, "dialect": listener.dialect}),
             patience=self._patience,
+            cleartext_http2=self._limits.cleartext_http2,
             slot=slot,
+            budget=self._budget,
         )
 
     async def _refuse(self, sock: trio.socket.SocketType, why: str) -> None:

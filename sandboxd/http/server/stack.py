@@ -37,11 +37,13 @@ check_versions()
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body as StreamBody
+from hypercorn.protocol.events import Data as StreamData
+from hypercorn.protocol.events import EndBody, EndData, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Request as StreamRequest
-from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol, H11WSConnection
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
@@ -55,6 +57,7 @@ from hypercorn.typing import (
     Scope,
     WebsocketScope,
 )
+from hypercorn.utils import filter_pseudo_headers
 from quart.asgi import ASGIWebsocketConnection
 from quart.ctx import AppContext, RequestContext
 from quart.globals import _cv_app as current_app
@@ -80,12 +83,15 @@ __all__ = (
     "Closed",
     "ConnectionState",
     "DataBody",
+    "EndBody",
+    "EndData",
     "Event",
     "H2Protocol",
     "H2ProtocolAssumedError",
     "H11Protocol",
     "H11WSConnection",
     "HTTPScope",
+    "HTTPStream",
     "HypercornConfig",
     "MapAdapter",
     "QuartTrio",
@@ -94,6 +100,7 @@ __all__ = (
     "Scope",
     "StreamBody",
     "StreamClosed",
+    "StreamData",
     "StreamEvent",
     "StreamRequest",
     "TrioASGIHTTPConnection",
@@ -109,4 +116,5 @@ __all__ = (
     "check_versions",
     "current_app",
     "current_request",
+    "filter_pseudo_headers",
 )

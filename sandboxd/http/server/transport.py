@@ -47,6 +47,10 @@ UNSENT_BYTES = 128 * 1024
 # once.
 FIRST_REQUEST_LIMIT = 30.0
 
+# The same while all connections together have so much unsent: many peers who do not read are to cost no more than one
+# piece each.
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+
 # Seconds an application has to end once its connection has, before it is cancelled.
 ENDING_GRACE = 5.0
 
@@ -71,6 +75,18 @@ class Patience:
     websocket: float
 
 
+@dataclass(slots=True)
+class OutputBudget:
+    """What all connections of a server have unsent, in bytes."""
+
+    used: int = 0
+
+    @property
+    def per_connection(self) -> int:
+        """How much one of them may have unsent before its senders wait."""
+        return UNSENT_BYTES if self.used < MAX_UNSENT_BYTES else 0
+
+
 class Transport:
     """Owns: the stream; it is closed when `run` ends, however it ends.
 
@@ -88,7 +104,9 @@ class Transport:
         client: Address | None,
         state: ConnectionState,
         patience: Patience,
+        cleartext_http2: bool,
         slot: Slot,
+        budget: OutputBudget,
     ) -> None:
         self._stream = stream
         self._app = app
@@ -97,7 +115,9 @@ class Transport:
         self._client = client
         self._state = state
         self._patience = patience
+        self._cleartext_http2 = cleartext_http2
         self._slot = slot
+        self._budget = budget
         self._tls = isinstance(stream, trio.SSLStream)
         plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._socket: trio.socket.SocketType = plain.socket
@@ -109,6 +129,7 @@ class Transport:
         self._output_added = trio.lowlevel.ParkingLot()
         self._output_taken = trio.lowlevel.ParkingLot()
 
+        self._protocol: ProtocolSwitch | None = None
         self._opening = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._idle = True
@@ -129,7 +150,11 @@ class Transport:
         except trio.BrokenResourceError:
             pass  # there is nobody to tell
         finally:
+            self._note_unsent(0)
             self._socket.close()
+            if self._protocol is not None:
+                self._protocol.dispose()
+                self._protocol = None
 
     def retire(self) -> None:
         """The daemon is stopping: leave now if no request is under way, otherwise after the present one."""
@@ -144,12 +169,12 @@ class Transport:
     async def _converse(self, alpn: str | None) -> None:
         async with trio.open_nursery() as helpers:
             async with trio.open_nursery() as applications:
-                self._protocol = self._make_protocol(applications, helpers, alpn)
+                self._protocol = protocol = self._make_protocol(applications, helpers, alpn)
                 helpers.start_soon(self._write_all)
-                await self._protocol.initiate()
-                self._reading.deadline = trio.current_time() + min(self._patience.headers, FIRST_REQUEST_LIMIT)
-                await self._read_all()
-                await self._protocol.handle(Closed())
+                await protocol.initiate()
+                self._reading.deadline = trio.current_time() + self._idle_limit()
+                await self._read_all(protocol)
+                await protocol.handle(Closed())
                 applications.cancel_scope.deadline = trio.current_time() + ENDING_GRACE
             await self._finish_writing()
             helpers.cancel_scope.cancel("the connection ended")
@@ -170,6 +195,8 @@ class Transport:
             helpers=helpers,
             hung_up=self._peer_hung_up,
             output=self,
+            slot=self._slot,
+            patience=self._patience.flush,
             on_begin=self._begin,
             on_websocket=self._expect_pongs,
         )
@@ -177,6 +204,7 @@ class Transport:
             app=self._app,
             config=self._config,
             context=self._context,
+            cleartext_http2=self._cleartext_http2,
             task_group=tasks,
             connection_state=self._state,
             ssl=self._tls,
@@ -188,36 +216,36 @@ class Transport:
 
     # Reading
 
-    async def _read_all(self) -> None:
+    async def _read_all(self, protocol: ProtocolSwitch) -> None:
         try:
             with self._reading:
-                while await self._read_some():
+                while await self._read_some(protocol):
                     pass
         except (trio.BrokenResourceError, trio.ClosedResourceError, PeerGoneError):
             self._lose()
-        if self._reading.cancelled_caught and self._request_begun and self._protocol.awaits_request:
+        if self._reading.cancelled_caught and self._request_begun and protocol.awaits_request:
             self._enqueue(REQUEST_TIMEOUT)
 
-    async def _read_some(self) -> bool:
+    async def _read_some(self, protocol: ProtocolSwitch) -> bool:
         """Read once and act on it; False at the end of what the peer sends."""
         data = bytes(await self._stream.receive_some(READ_BYTES))
         if not self._closing:
             if self._websocket:
                 self._reading.deadline = math.inf  # no pong can be seen while the handler holds us up
-            await self._protocol.handle(RawData(data))
+            await protocol.handle(RawData(data))
         if not self._closing:
-            await self._note_progress()
+            await self._note_progress(protocol)
         elif self._written.is_set():
             self._linger()
         return data != b""
 
-    async def _note_progress(self) -> None:
+    async def _note_progress(self, protocol: ProtocolSwitch) -> None:
         now = trio.current_time()
-        if self._protocol.websocket_overflowed:
+        if protocol.websocket_overflowed:
             await self._end()
         elif self._websocket:
             self._reading.deadline = now + self._patience.websocket
-        elif self._protocol.awaits_request and not self._request_begun:
+        elif protocol.awaits_request and not self._request_begun:
             # Slow headers are a cheap way to hold a connection: the time runs from the first byte, not from each.
             self._request_begun = True
             self._reading.deadline = min(self._reading.deadline, now + self._patience.headers)
@@ -240,9 +268,7 @@ class Transport:
     async def _on_protocol_event(self, event: Event) -> None:
         if isinstance(event, RawData):
             self._enqueue(event.data)
-            while self._unsent_bytes > UNSENT_BYTES:
-                self._output_added.unpark_all()
-                await self._output_taken.park()
+            await self.wait_for_room()
         elif isinstance(event, Updated):
             if event.idle:
                 self._wait_for_request()
@@ -256,8 +282,7 @@ class Transport:
     def _wait_for_request(self) -> None:
         self._idle = True
         self._request_begun = False
-        patience = self._patience.idle if self._served else min(self._patience.headers, FIRST_REQUEST_LIMIT)
-        self._reading.deadline = trio.current_time() + patience
+        self._reading.deadline = trio.current_time() + self._idle_limit()
         self._rest()
         if self._context.terminated.is_set():
             self.retire()
@@ -267,19 +292,25 @@ class Transport:
         if self._idle and not self._unsent_bytes:
             self._slot.rest()
 
+    def _idle_limit(self) -> float:
+        if not self._served:
+            return min(self._patience.headers, FIRST_REQUEST_LIMIT)
+        return self._patience.idle
+
     async def _end(self) -> None:
         """Close in order: send what is unsent, say that no more comes, let the peer do the same."""
         if not self._closing:
             self._closing = True
             self._reading.deadline = trio.current_time() + self._patience.flush
             self._output_added.unpark_all()
-        await self._protocol.handle(Closed())
+        if self._protocol is not None:
+            await self._protocol.handle(Closed())
 
     def _lose(self) -> None:
         """The peer is not there any more: forget what it was to get, and wake all who wait for it to take it."""
         self._lost = True
         self._unsent.clear()
-        self._unsent_bytes = 0
+        self._note_unsent(0)
         self._output_taken.unpark_all()
         self._reading.cancel("the peer has left")
 
@@ -288,9 +319,19 @@ class Transport:
     def _enqueue(self, data: bytes) -> None:
         if data and not (self._lost or self._written.is_set()):
             self._unsent.append(data)
-            self._unsent_bytes += len(data)
+            self._note_unsent(self._unsent_bytes + len(data))
             if not self._corked:
                 self._output_added.unpark_all()
+
+    def _note_unsent(self, size: int) -> None:
+        self._budget.used += size - self._unsent_bytes
+        self._unsent_bytes = size
+
+    async def wait_for_room(self) -> None:
+        """Until the peer has taken so much that more may be made for it."""
+        while self._unsent_bytes > self._budget.per_connection:
+            self._output_added.unpark_all()
+            await self._output_taken.park()
 
     def cork(self) -> None:
         self._corked = True
@@ -305,7 +346,7 @@ class Transport:
             with contextlib.suppress(OSError):  # full, or broken: the writer will see
                 data = data[os.write(self._socket.fileno(), data) :]
             self._unsent = deque([data] if data else [])
-            self._unsent_bytes = len(data)
+            self._note_unsent(len(data))
             self._output_taken.unpark_all()
             self._rest()
         if self._unsent:
@@ -330,7 +371,7 @@ class Transport:
         self._writing = True
         await self._stream.send_all(data)
         self._writing = False
-        self._unsent_bytes = sum(map(len, self._unsent))
+        self._note_unsent(sum(map(len, self._unsent)))
         self._output_taken.unpark_all()
         self._rest()
 
