@@ -21,7 +21,10 @@ class Access:
 
 
 def listening_on_tcp(daemon: Daemon) -> Daemon:
-    addresses = ("--listen", f"unix:{daemon.socket}", "--listen", f"tcp:127.0.0.1:{daemon.reserve_port()}")
+    config = daemon.root / "clients.toml"
+    config.write_text("http.cleartext_http2 = true\n")
+    config.chmod(0o644)
+    addresses = ("--config", str(config), "--listen", f"tcp:127.0.0.1:{daemon.reserve_port()}")
     return dataclasses.replace(daemon, options=(*daemon.options, *addresses))
 
 
