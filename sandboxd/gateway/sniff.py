@@ -161,10 +161,15 @@ def sight_request(method: bytes, target: bytes, hosts: list[bytes]) -> Sighting:
             return _odd_http("a request target that is malformed")
         named = rest.partition(b"/")[0].partition(b"?")[0].rpartition(b"@")[2]
     if named is not None:
-        if authority is not None and _host_of(named) != _host_of(authority):
+        if authority is not None and _one_form(named) != _one_form(authority):
             return _odd_http("a Host header other than the request's target")
         authority = named
     return Sighting(Speech.HTTP) if not authority else _sight_host(_host_of(authority))
+
+
+def _one_form(authority: bytes) -> bytes | str:
+    host = _host_of(authority)
+    return name_from_wire(host) or host
 
 
 def _host_of(authority: bytes) -> bytes:
