@@ -19,6 +19,16 @@ int terminal_resize(int master, uint16_t cols, uint16_t rows)
     return ioctl(master, TIOCSWINSZ, &size);
 }
 
+/* Erasing a character takes all of its bytes, as in every terminal emulator of today. */
+static int expect_utf8(int master)
+{
+    struct termios settings;
+    if (tcgetattr(master, &settings) < 0)
+        return -1;
+    settings.c_iflag |= IUTF8;
+    return tcsetattr(master, TCSANOW, &settings);
+}
+
 int terminal_open(uint16_t cols, uint16_t rows)
 {
     /* O_NONBLOCK also for the case that the sandbox has put a FIFO in this place. */
@@ -26,7 +36,8 @@ int terminal_open(uint16_t cols, uint16_t rows)
     int unlocked = 0;
     if (master < 0)
         return -1;
-    if (ioctl(master, TIOCSPTLCK, &unlocked) == 0 && terminal_resize(master, cols, rows) == 0)
+    if (ioctl(master, TIOCSPTLCK, &unlocked) == 0 && terminal_resize(master, cols, rows) == 0 &&
+        expect_utf8(master) == 0)
         return master;
     int error = errno;
     close(master);

@@ -24,6 +24,14 @@ async def test_it_is_the_controlling_terminal_of_a_session_of_its_own(init: Runn
     assert result.exited.flags & Flag.TERMINAL
 
 
+async def test_erasing_takes_a_whole_character(init: RunningInit) -> None:
+    script = "stty -echo; echo ready; head -1 | od -An -tx1"
+    async with init.client.spawn_attached(SpawnRequest(argv=["sh", "-c", script], terminal=SIZE)) as attachment:
+        await read_until(attachment, b"ready")
+        await attachment.send_stdin("xä€😀\x7f\x7f\x7fy\n".encode())
+        assert b"78 79 0a" in (await follow(attachment)).stdout
+
+
 async def test_size_and_resize(init: RunningInit) -> None:
     script = "stty size; trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.02; done"
     async with init.client.spawn_attached(SpawnRequest(argv=["sh", "-c", script], terminal=SIZE)) as attachment:
