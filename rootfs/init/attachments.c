@@ -5,7 +5,6 @@
  * (one STDIN frame that the command has not taken).  Whoever is slow waits or, reading lossily, is told of the gap.
  */
 #include "attachments.h"
-#include "commands.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -13,26 +12,11 @@
 
 static const uint8_t stream_numbers[2] = {STREAM_STDOUT, STREAM_STDERR};
 
-static struct connection *connection_of(struct attachment *attachment)
-{
-    return container_of(attachment, struct connection, attachment);
-}
-
 /* ---- output ------------------------------------------------------------------------------------------------ */
-
-uint64_t attachments_slowest(const struct command *command, int stream)
-{
-    uint64_t slowest = UINT64_MAX;
-    for (const struct attachment *attachment = command->attachments; attachment; attachment = attachment->next) {
-        if (attachment->lossless && attachment->wants_output && attachment->cursor[stream] < slowest)
-            slowest = attachment->cursor[stream];
-    }
-    return slowest;
-}
 
 static void put_gap(struct attachment *attachment, int stream, uint64_t to)
 {
-    struct frame_writer writer = frame_begin(&connection_of(attachment)->out, OP_GAP);
+    struct frame_writer writer = frame_begin(&attachment->connection->out, OP_GAP);
     put_number(&writer, TAG_STREAM, stream_numbers[stream]);
     put_number(&writer, TAG_FROM, attachment->cursor[stream]);
     put_number(&writer, TAG_TO, to);
@@ -42,7 +26,7 @@ static void put_gap(struct attachment *attachment, int stream, uint64_t to)
 
 static void put_output(struct attachment *attachment, int stream, const struct ring *ring)
 {
-    struct buffer *out = &connection_of(attachment)->out;
+    struct buffer *out = &attachment->connection->out;
     uint64_t offset = attachment->cursor[stream], length = ring->end - offset;
     if (length > MAX_DATA)
         length = MAX_DATA;
@@ -82,7 +66,7 @@ static bool all_sent(const struct attachment *attachment)
 
 static void produce_stdin_answers(struct attachment *attachment)
 {
-    struct buffer *out = &connection_of(attachment)->out;
+    struct buffer *out = &attachment->connection->out;
     if (attachment->stdin_acknowledged != attachment->stdin_taken) {
         struct frame_writer writer = frame_begin(out, OP_STDIN_ACK);
         put_number(&writer, TAG_BYTES, attachment->stdin_taken);
@@ -96,7 +80,7 @@ static void produce_stdin_answers(struct attachment *attachment)
 /* Queue the next portion of what is due.  False when nothing was queued. */
 static bool produce(struct attachment *attachment)
 {
-    struct connection *connection = connection_of(attachment);
+    struct connection *connection = attachment->connection;
     size_t before = buffer_length(&connection->out);
     produce_stdin_answers(attachment);
     if (attachment->wants_output)
@@ -111,9 +95,9 @@ static bool produce(struct attachment *attachment)
     return buffer_length(&connection->out) > before;
 }
 
-void attachment_pump(struct connection *connection)
+static void attachment_pump(struct connection *connection)
 {
-    struct attachment *attachment = &connection->attachment;
+    struct attachment *attachment = connection->subject;
     while (connection_flush(connection) && attachment->command != NULL && produce(attachment))
         continue;
     if (attachment->command != NULL && attachment->lossless)
@@ -124,17 +108,13 @@ void attachment_pump(struct connection *connection)
 
 static enum received stop_waiting(struct attachment *attachment)
 {
-    struct command *command = attachment->command;
-    attachment->stdin_written = 0;
-    if (command->writer == attachment)
-        command->writer = NULL;
+    command_leave_input(attachment);
     return FRAME_TAKEN;
 }
 
 static enum received wait_for_input(struct attachment *attachment)
 {
-    attachment->stdin_waiting = true;
-    watch_events(&attachment->command->input, EPOLLOUT);
+    command_await_input(attachment);
     return FRAME_WAITS;
 }
 
@@ -167,42 +147,6 @@ static enum received receive_stdin(struct attachment *attachment, const struct f
     return stop_waiting(attachment);
 }
 
-static void resume_waiting(struct command *command)
-{
-    for (struct attachment *next, *attachment = command->attachments; attachment != NULL; attachment = next) {
-        next = attachment->next;
-        bool turn = command->writer == NULL || command->writer == attachment;
-        if (!attachment->stdin_waiting || !turn)
-            continue;
-        connection_resume(connection_of(attachment));
-        attachment_pump(connection_of(attachment));
-    }
-}
-
-static bool anyone_waits(const struct command *command)
-{
-    for (const struct attachment *attachment = command->attachments; attachment; attachment = attachment->next) {
-        if (attachment->stdin_waiting)
-            return true;
-    }
-    return false;
-}
-
-void attachments_input_ready(struct watch *watch, uint32_t events)
-{
-    struct command *command = container_of(watch, struct command, input);
-    (void)events;
-    resume_waiting(command);
-    if (!anyone_waits(command))
-        watch_events(&command->input, 0);
-}
-
-void attachments_input_closed(struct command *command)
-{
-    command->writer = NULL;
-    resume_waiting(command);
-}
-
 /* ---- messages of an attached connection -------------------------------------------------------------------- */
 
 static enum received receive_resize(struct command *command, const struct frame *frame)
@@ -230,10 +174,11 @@ static enum received receive_signal(struct command *command, const struct frame 
 
 static enum received receive_message(struct connection *connection, const struct frame *frame)
 {
-    struct command *command = connection->attachment.command;
+    struct attachment *attachment = connection->subject;
+    struct command *command = attachment->command;
     switch (frame->type) {
     case OP_STDIN:
-        return receive_stdin(&connection->attachment, frame);
+        return receive_stdin(attachment, frame);
     case OP_STDIN_EOF:
         command_end_input(command);
         return FRAME_TAKEN;
@@ -250,56 +195,48 @@ static enum received receive_and_answer(struct connection *connection, const str
 {
     enum received received = receive_message(connection, frame);
     if (received != FRAME_REFUSED)
-        attachment_pump(connection);
+        connection_pump(connection);
     return received;
 }
 
 /* ---- beginning and end ------------------------------------------------------------------------------------- */
 
-static void attach(struct connection *connection, struct command *command)
+static void attachment_end(struct connection *connection)
 {
-    struct attachment *attachment = &connection->attachment;
-    attachment->command = command;
-    attachment->link = &command->attachments;
-    attachment->next = command->attachments;
-    if (attachment->next != NULL)
-        attachment->next->link = &attachment->next;
-    command->attachments = attachment;
-    connection_expect(connection, receive_and_answer);
+    struct attachment *attachment = connection->subject;
+    command_detach(attachment);
+    attachment_free(attachment);
 }
 
-void attachment_begin(struct connection *connection, struct command *command)
+static const struct role attached = {.closed = attachment_end, .pump = attachment_pump};
+
+struct attachment *attachment_new(struct connection *connection)
 {
-    struct attachment *attachment = &connection->attachment;
+    struct attachment *attachment = calloc(1, sizeof *attachment);
+    if (attachment != NULL)
+        attachment->connection = connection;
+    return attachment;
+}
+
+void attachment_free(struct attachment *attachment)
+{
+    loop_free_later(&attachment->dead);
+}
+
+void attachment_begin_stdin(struct attachment *attachment, struct command *command)
+{
+    command_attach(command, attachment);
+    connection_become(attachment->connection, &attached, attachment);
+    connection_expect(attachment->connection, receive_and_answer);
+}
+
+void attachment_begin(struct attachment *attachment, struct command *command)
+{
     for (int i = 0; i < 2; i++) {
         /* "now", and offsets that were never written. */
         if (attachment->cursor[i] > command->streams[i].ring.end)
             attachment->cursor[i] = command->streams[i].ring.end;
     }
-    attach(connection, command);
-    attachment_pump(connection);
-}
-
-void attachment_begin_stdin(struct connection *connection, struct command *command)
-{
-    attach(connection, command);
-}
-
-void attachment_end(struct connection *connection)
-{
-    struct attachment *attachment = &connection->attachment;
-    struct command *command = attachment->command;
-    if (command == NULL)
-        return;
-    *attachment->link = attachment->next;
-    if (attachment->next != NULL)
-        attachment->next->link = attachment->link;
-    attachment->command = NULL;
-    attachment->stdin_waiting = false;
-    if (command->writer == attachment) {
-        command->writer = NULL;
-        watch_events(&command->input, anyone_waits(command) ? EPOLLOUT : 0);
-    }
-    command_resume_output(command);
-    command_detached(command);
+    attachment_begin_stdin(attachment, command);
+    connection_pump(attachment->connection);
 }

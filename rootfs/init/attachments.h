@@ -4,23 +4,16 @@
 #ifndef ATTACHMENTS_H
 #define ATTACHMENTS_H
 
-#include "connections.h"
+#include "commands.h"
 
-/* Follow a command, as the wants_…, lossless and cursor members of connection->attachment say. */
-void attachment_begin(struct connection *, struct command *);
+/* One that is not attached yet, for its wants_…, lossless and cursor to be set; NULL when memory is short. */
+struct attachment *attachment_new(struct connection *);
+/* Give back one that was never attached. */
+void attachment_free(struct attachment *);
+
+/* Follow a command; the connection owns the attachment from here on. */
+void attachment_begin(struct attachment *, struct command *);
 /* Only feed its stdin. */
-void attachment_begin_stdin(struct connection *, struct command *);
-/* Called when the connection is closed; safe when it is not attached. */
-void attachment_end(struct connection *);
-
-/* Send whatever is due and fits.  The connection may be closed afterwards. */
-void attachment_pump(struct connection *);
-
-/* The end of what the connection that lags most among the lossless ones has been sent; UINT64_MAX if there is none. */
-uint64_t attachments_slowest(const struct command *, int stream);
-
-/* The command's stdin takes bytes again, or never will. */
-void attachments_input_ready(struct watch *, uint32_t events);
-void attachments_input_closed(struct command *);
+void attachment_begin_stdin(struct attachment *, struct command *);
 
 #endif

@@ -24,7 +24,7 @@ static uint32_t flags_of(const struct command *command)
     bool exited = command->state >= STATE_DRAINING;
     return (command->terminal ? FLAG_TERMINAL : 0u) | (watch_is_open(&command->input) ? FLAG_STDIN_OPEN : 0u) |
            (exited && command_output_is_open(command) ? FLAG_OUTPUT_INCOMPLETE : 0u) |
-           (command->survivors && command->keeper != 0 ? FLAG_SURVIVORS : 0u) |
+           (command->survivors && command->keeper.pid != 0 ? FLAG_SURVIVORS : 0u) |
            (command->status_lost ? FLAG_STATUS_LOST : 0u) |
            (exited && WIFSIGNALED(command->status_code) && WCOREDUMP(command->status_code) ? FLAG_CORE_DUMPED : 0u);
 }

@@ -2,7 +2,8 @@
  * command_start.c: from a SPAWN or SUDO request to a keeper that is on its way.  What came of it is told by the
  * keeper's first report (commands.c).
  */
-#include "commands.h"
+#include "command_start.h"
+#include "attachments.h"
 #include "terminal.h"
 
 #include <errno.h>
@@ -65,10 +66,10 @@ static int launch(struct command *command, struct spawn *spawn, const struct req
 {
     int own[3] = {-1, -1, -1}, status = -1;
     bool opened = spawn->stdio[1] >= 0 || open_streams(spawn, request, own) == 0;
-    command->keeper = opened ? spawn_keeper(spawn, &status) : -1;
+    pid_t keeper = opened ? spawn_keeper(spawn, &status) : -1;
     int error = errno;
     close_all(spawn->stdio, ARRAY_SIZE(spawn->stdio));
-    if (command->keeper < 0) {
+    if (keeper < 0) {
         close_all(own, ARRAY_SIZE(own));
         return fail(failure, error, "resource", "cannot start a command");
     }
@@ -79,7 +80,7 @@ static int launch(struct command *command, struct spawn *spawn, const struct req
     command->terminal = spawn->terminal;
     command->labelled = request->bytes[TAG_LABEL].length > 0;
     describe(command, request);
-    command_adopt(command, own, status);
+    command_adopt(command, keeper, own, status);
     return 0;
 }
 
@@ -109,17 +110,68 @@ static void use_requester(struct spawn *spawn, struct connection *connection)
     connection->passed_count = 0;
 }
 
+/* ---- waiting for the outcome ------------------------------------------------------------------------------- */
+
+/* Nobody waits any more; the command goes when it has started. */
+static void abandoned(struct connection *connection)
+{
+    struct attachment *attachment = connection->subject;
+    attachment->command->decided = NULL;
+    attachment_free(attachment);
+}
+
+static const struct role starting = {.closed = abandoned};
+
+static void decided(struct command *command, const struct failure *failure)
+{
+    struct connection *starter = command->starter;
+    struct attachment *attachment = starter->subject;
+    connection_become(starter, NULL, NULL);
+    if (failure != NULL) {
+        attachment_free(attachment);
+        connection_fail(starter, failure);
+        return;
+    }
+    struct frame_writer writer = frame_begin(&starter->out, OP_STARTED);
+    put_number(&writer, TAG_COMMAND, command->id);
+    put_number(&writer, TAG_PID, (uint64_t)command->leader);
+    frame_end(&writer);
+    if (attachment->wants_exit) {
+        attachment_begin(attachment, command);
+    } else {
+        attachment_free(attachment);
+        connection_finish(starter);
+    }
+    connection_resume(starter); /* frames that came ahead of their time */
+}
+
+static void await_outcome(struct attachment *attachment, struct command *command, const struct request *request)
+{
+    struct connection *connection = attachment->connection;
+    attachment->command = command;
+    attachment->wants_exit = connection->inside || has_flag(request, FLAG_ATTACH);
+    attachment->wants_output = true;
+    attachment->lossless = connection->inside || has_flag(request, FLAG_LOSSLESS);
+    command->starter = connection;
+    command->decided = decided;
+    connection->keep = !connection->inside && has_flag(request, FLAG_KEEP);
+    connection_become(connection, &starting, attachment);
+    connection_expect(connection, NULL);
+}
+
 void command_start(struct connection *connection, const struct request *request)
 {
     struct failure failure;
     struct spawn spawn = {0};
     struct command *command = NULL;
+    struct attachment *attachment = NULL;
     int result = check_request(request, &failure);
     if (result == 0 && has_flag(request, FLAG_ATTACH))
         result = connection_charge(connection, BUDGET_FOLLOWERS, &failure);
     if (result == 0)
         result = spawn_prepare(request, &spawn, &failure);
-    if (result == 0 && (command = calloc(1, sizeof *command)) == NULL)
+    if (result == 0 && ((command = calloc(1, sizeof *command)) == NULL ||
+                        (attachment = attachment_new(connection)) == NULL))
         result = fail(&failure, ENOMEM, "resource", "cannot start a command");
     if (result == 0) {
         command->internal = connection->inside;
@@ -128,16 +180,11 @@ void command_start(struct connection *connection, const struct request *request)
         result = launch(command, &spawn, request, &failure);
     }
     spawn_free(&spawn);
-    if (result < 0) {
-        free(command);
-        connection_fail(connection, &failure);
+    if (result == 0) {
+        await_outcome(attachment, command, request);
         return;
     }
-    command->starter = connection;
-    connection->starting = command;
-    connection->attachment.wants_exit = connection->inside || has_flag(request, FLAG_ATTACH);
-    connection->attachment.wants_output = true;
-    connection->keep = !connection->inside && has_flag(request, FLAG_KEEP);
-    connection->attachment.lossless = connection->inside || has_flag(request, FLAG_LOSSLESS);
-    connection_expect(connection, NULL);
+    free(attachment);
+    free(command);
+    connection_fail(connection, &failure);
 }

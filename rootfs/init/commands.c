@@ -12,9 +12,6 @@
  * ring holds.
  */
 #include "commands.h"
-#include "attachments.h"
-#include "terminal.h"
-#include "workers.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -76,8 +73,9 @@ static void free_rings(struct command *command)
 static void collect(struct command *command)
 {
     bool done = command->link == NULL;
-    if (done || !command->released || command->keeper != 0 || command->attachments != NULL || command_output_is_open(command))
+    if (done || !command->released || command->keeper.pid != 0 || command->attachments != NULL || command_output_is_open(command))
         return;
+    child_forget(&command->orphan);
     watch_stop(&command->status);
     watch_stop(&command->input);
     timer_stop(&command->linger);
@@ -95,7 +93,7 @@ static void pump_attachments(struct command *command)
 {
     for (struct attachment *next, *attachment = command->attachments; attachment != NULL; attachment = next) {
         next = attachment->next;
-        attachment_pump(container_of(attachment, struct connection, attachment));
+        connection_pump(attachment->connection);
     }
 }
 
@@ -150,11 +148,22 @@ static void trim_ended(void)
 
 /* ---- output ------------------------------------------------------------------------------------------------ */
 
+/* The end of what the connection that lags most among the lossless ones has been sent; UINT64_MAX if there is none. */
+static uint64_t slowest_of(const struct command *command, int stream)
+{
+    uint64_t slowest = UINT64_MAX;
+    for (const struct attachment *attachment = command->attachments; attachment; attachment = attachment->next) {
+        if (attachment->lossless && attachment->wants_output && attachment->cursor[stream] < slowest)
+            slowest = attachment->cursor[stream];
+    }
+    return slowest;
+}
+
 /* How much may be read now: all there is, or what a lossless reader leaves free. */
 static size_t room(const struct command *command, int number)
 {
     const struct ring *ring = &command->streams[number].ring;
-    uint64_t slowest = attachments_slowest(command, number);
+    uint64_t slowest = slowest_of(command, number);
     if (slowest == UINT64_MAX)
         return sizeof scratch;
     /* A terminal is ahead of its reader by little, or what its user sees is long past. */
@@ -258,6 +267,7 @@ static void linger_expired(struct timer *timer)
 
 static void leader_exited(struct command *command, int status, const struct rusage *usage, uint64_t at_ms)
 {
+    child_forget(&command->orphan);
     command->state = STATE_DRAINING;
     command->status_code = status;
     command->usage = *usage;
@@ -290,63 +300,58 @@ static void keeper_lost(struct command *command)
 
 /* ---- reports of the keeper --------------------------------------------------------------------------------- */
 
+static void decide(struct command *command, const struct failure *failure)
+{
+    void (*decided)(struct command *, const struct failure *) = command->decided;
+    command->decided = NULL;
+    decided(command, failure);
+}
+
 static void start_failed(struct command *command, const struct failure *failure)
 {
-    struct connection *starter = command->starter;
-    command->starter = NULL;
     command->released = true;
     watch_stop(&command->streams[0].watch);
     watch_stop(&command->streams[1].watch);
-    if (starter != NULL) {
-        starter->starting = NULL;
-        connection_fail(starter, failure);
-    }
+    if (command->decided != NULL)
+        decide(command, failure);
     collect(command);
 }
 
 static uint64_t owner_of(pid_t keeper)
 {
     for (const struct command *command = commands; command != NULL; command = command->next) {
-        if (keeper != 0 && command->keeper == keeper)
+        if (keeper != 0 && command->keeper.pid == keeper)
             return command->id;
     }
     return 0;
 }
 
-static bool is_doomed(const struct command *command)
+static bool is_to_be_killed(const struct command *command)
 {
     const struct command *other = commands;
     while (other != NULL && other->id != command->owner)
         other = other->next;
-    return command->doomed || (other != NULL && is_doomed(other));
+    return command->killed || (other != NULL && is_to_be_killed(other));
 }
+
+static void orphan_ended(struct child *child, int status, const struct rusage *usage);
 
 static void started(struct command *command, const struct report *report)
 {
-    struct connection *starter = command->starter;
-    command->starter = NULL;
     command->state = STATE_RUNNING;
     command->leader = report->leader;
+    child_expect(&command->orphan, report->leader, orphan_ended);
     command->owner = owner_of(report->requester_keeper);
     for (int i = 0; i < 2; i++)
         watch_events(&command->streams[i].watch, EPOLLIN);
-    if (starter == NULL) {
+    if (command->decided == NULL) {
         command->released = true;
         command_kill_tree(command);
         return;
     }
-    if (is_doomed(command))
+    if (is_to_be_killed(command))
         command_kill_tree(command); /* which was not to be seen when its owner's was killed */
-    starter->starting = NULL;
-    struct frame_writer writer = frame_begin(&starter->out, OP_STARTED);
-    put_number(&writer, TAG_COMMAND, command->id);
-    put_number(&writer, TAG_PID, (uint64_t)report->leader);
-    frame_end(&writer);
-    if (starter->attachment.wants_exit)
-        attachment_begin(starter, command);
-    else
-        connection_finish(starter);
-    connection_resume(starter); /* frames that came ahead of their time */
+    decide(command, NULL);
 }
 
 /* Handle all reports that are there.  False at the end of the pipe. */
@@ -378,11 +383,13 @@ static void status_ready(struct watch *watch, uint32_t events)
         watch_events(watch, 0); /* the rest is done when the keeper is reaped */
 }
 
-static void keeper_ended(struct command *command)
+static void keeper_ended(struct child *child, int status, const struct rusage *usage)
 {
+    struct command *command = container_of(child, struct command, keeper);
+    (void)status;
+    (void)usage;
     read_reports(command);
     watch_stop(&command->status);
-    command->keeper = 0;
     if (command->state == STATE_STARTING && !command->released) {
         struct failure failure;
         refuse(&failure, ECHILD, "resource", "cannot start the command: its keeper was killed");
@@ -397,31 +404,23 @@ static void keeper_ended(struct command *command)
     collect(command);
 }
 
-bool commands_reap(pid_t pid, int status, const struct rusage *usage)
+static void orphan_ended(struct child *child, int status, const struct rusage *usage)
 {
-    for (struct command *command = commands; command != NULL; command = command->next) {
-        if (command->keeper == pid) {
-            keeper_ended(command);
-            return true;
-        }
-        if (command->leader == pid && command->state == STATE_RUNNING) {
-            read_reports(command);
-            if (command->state == STATE_RUNNING)
-                leader_exited(command, status, usage, wall_clock_ms());
-            return true;
-        }
-    }
-    return false;
+    struct command *command = container_of(child, struct command, orphan);
+    read_reports(command);
+    if (command->state == STATE_RUNNING)
+        leader_exited(command, status, usage, wall_clock_ms());
 }
 
 /* ---- beginning and leaving --------------------------------------------------------------------------------- */
 
-void command_adopt(struct command *command, const int own[3], int status)
+void command_adopt(struct command *command, pid_t keeper, const int own[3], int status)
 {
     bool watched = watch_start(&command->status, status, EPOLLIN, status_ready) == 0;
+    child_expect(&command->keeper, keeper, keeper_ended);
     command->id = ++last_id;
     command->started_at = wall_clock_ms();
-    watch_start(&command->input, own[0], 0, attachments_input_ready);
+    watch_start(&command->input, own[0], 0, command_input_ready);
     watch_start(&command->streams[0].watch, own[1], 0, stdout_ready);
     watch_start(&command->streams[1].watch, own[2], 0, stderr_ready);
     command->link = &commands;
@@ -434,93 +433,33 @@ void command_adopt(struct command *command, const int own[3], int status)
         command_kill_tree(command); /* its end is noticed when the keeper is reaped */
 }
 
-void command_detached(struct command *command)
+void command_attach(struct command *command, struct attachment *attachment)
 {
+    attachment->command = command;
+    attachment->link = &command->attachments;
+    attachment->next = command->attachments;
+    if (attachment->next != NULL)
+        attachment->next->link = &attachment->next;
+    command->attachments = attachment;
+}
+
+void command_detach(struct attachment *attachment)
+{
+    struct command *command = attachment->command;
+    *attachment->link = attachment->next;
+    if (attachment->next != NULL)
+        attachment->next->link = attachment->link;
+    attachment->command = NULL;
+    attachment->stdin_waiting = false;
+    if (command->writer == attachment) {
+        command->writer = NULL;
+        command_resume_input(command);
+    }
+    command_resume_output(command);
     if (command->internal && command->state < STATE_ENDED) {
         command->released = true;
         command_kill_tree(command);
     }
     collect(command);
     trim_ended();
-}
-
-void command_abandon(struct command *command)
-{
-    command->starter = NULL;
-}
-
-/* ---- input and signals ------------------------------------------------------------------------------------- */
-
-void command_close_input(struct command *command)
-{
-    watch_stop(&command->input);
-    attachments_input_closed(command);
-}
-
-int command_end_input(struct command *command)
-{
-    if (!watch_is_open(&command->input))
-        return 0;
-    if (command->terminal)
-        return terminal_type_eof(command->input.fd);
-    command_close_input(command);
-    return 0;
-}
-
-int command_resize(struct command *command, uint16_t cols, uint16_t rows, struct failure *failure)
-{
-    if (!command->terminal)
-        return refuse(failure, ENOTTY, "terminal", "cannot resize command %llu: it has no terminal",
-                    (unsigned long long)command->id);
-    if (watch_is_open(&command->input) && terminal_resize(command->input.fd, cols, rows) < 0)
-        return fail(failure, errno, "terminal", "cannot resize the terminal");
-    return 0;
-}
-
-int command_signal(const struct command *command, int signo, enum signal_scope scope, struct failure *failure)
-{
-    if (command->state != STATE_RUNNING)
-        return refuse(failure, ESRCH, "ended", "cannot signal command %llu: it has ended",
-                    (unsigned long long)command->id);
-    if (kill(scope == SCOPE_GROUP ? -command->leader : command->leader, signo) < 0)
-        return fail(failure, errno, "signal", "cannot send signal %d", signo);
-    return 0;
-}
-
-void command_note_signal(struct command *command, int signo)
-{
-    command->doomed = command->doomed || signo == SIGKILL;
-}
-
-int command_signal_any(struct command *command, int signo, enum signal_scope scope, struct failure *failure)
-{
-    if (scope != SCOPE_TREE)
-        return command_signal(command, signo, scope, failure);
-    command_note_signal(command, signo);
-    pid_t roots[MAX_ROOTS];
-    worker_signal_trees(roots, command_roots(command, roots), signo);
-    return 0;
-}
-
-size_t command_roots(const struct command *command, pid_t roots[static MAX_ROOTS])
-{
-    uint64_t ids[MAX_ROOTS] = {command->id};
-    size_t id_count = 1, root_count = 0;
-    if (command->keeper != 0)
-        roots[root_count++] = command->keeper;
-    for (size_t i = 0; i < id_count; i++) {
-        for (const struct command *other = commands; other != NULL; other = other->next) {
-            if (other->owner != ids[i] || other->keeper == 0 || id_count == MAX_ROOTS || root_count == MAX_ROOTS)
-                continue;
-            ids[id_count++] = other->id;
-            roots[root_count++] = other->keeper;
-        }
-    }
-    return root_count;
-}
-
-void command_kill_tree(struct command *command)
-{
-    struct failure ignored;
-    command_signal_any(command, SIGKILL, SCOPE_TREE, &ignored);
 }

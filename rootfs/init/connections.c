@@ -1,15 +1,9 @@
 /*
- * connections.c: accepting, reading, writing and closing.  What a frame means is decided in operations.c.
+ * connections.c: accepting, reading, writing and closing.  What a frame means is decided by those that receive it.
  */
 #include "connections.h"
-#include "attachments.h"
-#include "commands.h"
-#include "operations.h"
-#include "relay.h"
-#include "shutdown.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -23,7 +17,6 @@ enum {
     ACCEPTS_PER_EVENT = 16,
     ACCEPT_BACKOFF_MS = 100,   /* after running out of descriptors or memory */
     INSIDE_REQUEST_MS = 5000,  /* a process of the sandbox must have asked by then */
-    WORKER_GRACE_MS = 2000,    /* for a worker whose client has gone, to clean up */
     READ_SIZE = 4096,
 };
 
@@ -32,6 +25,7 @@ struct listener {
     struct timer backoff;
     bool inside;
     size_t count, limit;
+    enum received (*first)(struct connection *, const struct frame *);
 };
 
 static struct listener outside_listener = {.watch.fd = -1, .limit = MAX_OUTSIDE};
@@ -45,18 +39,29 @@ static struct listener *listener_of(const struct connection *connection)
     return connection->inside ? &inside_listener : &outside_listener;
 }
 
+void connection_become(struct connection *connection, const struct role *role, void *subject)
+{
+    connection->role = role;
+    connection->subject = subject;
+}
+
+/* No role any more; who had it lets go. */
+static void leave_role(struct connection *connection)
+{
+    const struct role *role = connection->role;
+    if (role != NULL && role->closed != NULL)
+        role->closed(connection);
+    connection_become(connection, NULL, NULL);
+}
+
 void connection_close(struct connection *connection)
 {
     if (!connection_is_open(connection))
         return;
     watch_stop(&connection->watch);
     timer_stop(&connection->timer);
-    attachment_end(connection);
-    shutdown_unheard(connection);
-    if (connection->starting != NULL)
-        command_abandon(connection->starting);
-    if (connection->relay != NULL)
-        relay_close(connection->relay);
+    child_forget(&connection->worker);
+    leave_role(connection);
     for (size_t i = 0; i < connection->passed_count; i++)
         close(connection->passed[i]);
     buffer_free(&connection->in);
@@ -72,26 +77,9 @@ void connection_close(struct connection *connection)
     loop_free_later(&connection->dead);
 }
 
-static void worker_overdue(struct timer *timer)
-{
-    struct connection *connection = container_of(timer, struct connection, timer);
-    kill(connection->worker, SIGKILL);
-}
-
 static void request_overdue(struct timer *timer)
 {
     connection_close(container_of(timer, struct connection, timer));
-}
-
-bool connections_reap(pid_t pid)
-{
-    for (struct connection *connection = connections; connection != NULL; connection = connection->next) {
-        if (connection->worker == pid) {
-            connection_close(connection);
-            return true;
-        }
-    }
-    return false;
 }
 
 /* ---- budgets ----------------------------------------------------------------------------------------------- */
@@ -137,11 +125,10 @@ static void update_interest(struct connection *connection)
 
 static void start_over(struct connection *connection)
 {
-    attachment_end(connection);
-    connection->attachment = (struct attachment){0};
+    leave_role(connection);
     connection->budget = BUDGET_NONE;
     connection->closing = connection->keep = false;
-    connection_expect(connection, operation_start);
+    connection_expect(connection, listener_of(connection)->first);
 }
 
 bool connection_flush(struct connection *connection)
@@ -170,6 +157,14 @@ bool connection_flush(struct connection *connection)
     else
         update_interest(connection);
     return true;
+}
+
+void connection_pump(struct connection *connection)
+{
+    if (connection->role != NULL && connection->role->pump != NULL)
+        connection->role->pump(connection);
+    else
+        connection_flush(connection);
 }
 
 void connection_conclude(struct connection *connection)
@@ -218,7 +213,7 @@ static void process(struct connection *connection, size_t *missing)
             break;
         buffer_consume(&connection->in, HEADER_SIZE + frame.length);
     }
-    if (connection_is_open(connection) && connection->worker == 0 && connection->relay == NULL)
+    if (connection_is_open(connection) && (connection->role == NULL || !connection->role->takes_socket))
         update_interest(connection);
 }
 
@@ -309,17 +304,8 @@ static void read_input(struct connection *connection)
 static void connection_ready(struct watch *watch, uint32_t events)
 {
     struct connection *connection = container_of(watch, struct connection, watch);
-    if (connection->worker != 0) {
-        /* The worker speaks; its client has gone. */
-        watch_events(watch, 0);
-        timer_start(&connection->timer, WORKER_GRACE_MS, worker_overdue);
-        return;
-    }
     if (events & EPOLLOUT) {
-        if (connection->attachment.command != NULL)
-            attachment_pump(connection);
-        else
-            connection_flush(connection);
+        connection_pump(connection);
         if (!connection_is_open(connection))
             return;
     }
@@ -366,7 +352,7 @@ static struct connection *open_connection(struct listener *listener, int fd)
         return NULL;
     }
     connection->inside = listener->inside;
-    connection->receive = operation_start;
+    connection->receive = listener->first;
     if (watch_start(&connection->watch, fd, EPOLLIN | EPOLLRDHUP, connection_ready) < 0) {
         free(connection);
         return NULL;
@@ -404,9 +390,10 @@ static void listener_ready(struct watch *watch, uint32_t events)
     }
 }
 
-int connections_listen(int fd, bool inside)
+int connections_listen(int fd, bool inside, enum received (*first)(struct connection *, const struct frame *))
 {
     struct listener *listener = inside ? &inside_listener : &outside_listener;
+    listener->first = first;
     set_nonblocking(fd, true);
     return watch_start(&listener->watch, fd, EPOLLIN, listener_ready);
 }

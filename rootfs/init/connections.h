@@ -6,23 +6,27 @@
 
 #include "frames.h"
 #include "loop.h"
+#include "reaper.h"
 
-struct command;
 struct connection;
-struct relay;
 
-/* A connection's interest in a command; see attachments.c. */
-struct attachment {
-    struct command *command; /* NULL when not attached */
-    struct attachment *next, **link;
-    bool wants_output; /* OUTPUT and GAP */
-    bool wants_exit;   /* EXITED, after which the connection is closed */
-    bool lossless;
-    uint64_t cursor[2]; /* offset of the next byte to send, per stream */
-    uint64_t stdin_taken, stdin_acknowledged;
-    size_t stdin_written; /* of the frame at the front of the connection's input */
-    bool stdin_waiting;   /* that frame waits until the command's stdin takes more */
-    enum { STDIN_USABLE, STDIN_REFUSED, STDIN_REFUSAL_SENT } stdin_state;
+/*
+ * What an operation that lasts makes of its connection.  The table of all roles:
+ *
+ *     role        subject       closed                      pump                      set by
+ *     none        none          nothing                     flush                     whatever answers at once
+ *     starting    attachment    the command is abandoned    flush                     command_start.c
+ *     attached    attachment    it is detached              what is due of output     attachments.c
+ *     working     none          nothing                     (the worker's socket)     workers.c
+ *     relaying    relay         both ends are closed        (the relay's socket)      relay.c
+ *     ending      none          nobody hears of the end     flush                     shutdown.c
+ */
+struct role {
+    /* The connection is being closed, or begins another operation: let the subject go. */
+    void (*closed)(struct connection *);
+    /* Send what is due and fits.  The connection may be closed afterwards. */
+    void (*pump)(struct connection *);
+    bool takes_socket; /* reads and writes are its own business */
 };
 
 /* What bounds the operations that may last: each connection counts against one of these, and one more than its bound is
@@ -58,10 +62,9 @@ struct connection {
     /* What to do with the next frame; NULL while none is expected. */
     enum received (*receive)(struct connection *, const struct frame *);
 
-    struct attachment attachment;
-    struct command *starting; /* the command whose STARTED this connection waits for */
-    struct relay *relay;
-    pid_t worker; /* the forked process that now speaks on this connection, or 0 */
+    const struct role *role; /* NULL: none */
+    void *subject;           /* what the role is about */
+    struct child worker;     /* the forked process that now speaks on this connection */
     enum budget budget; /* what this connection's operation counts against */
 
     /* sudo: the peer, and the descriptors that came with its first bytes. */
@@ -71,8 +74,8 @@ struct connection {
     size_t passed_count;
 };
 
-/* Take over a listening socket.  `inside`: it is the sudo socket. */
-int connections_listen(int fd, bool inside);
+/* Take over a listening socket.  `first` gets the first frame of every operation.  `inside`: it is the sudo socket. */
+int connections_listen(int fd, bool inside, enum received (*first)(struct connection *, const struct frame *));
 /* Stop accepting; connections go on. */
 void connections_stop_listening(void);
 
@@ -90,13 +93,15 @@ static inline bool connection_is_open(const struct connection *connection)
     return watch_is_open(&connection->watch);
 }
 
+/* Say what is due, as the role knows. */
+void connection_pump(struct connection *);
+/* Give it a role, or (NULL, NULL) none; the role before is not asked. */
+void connection_become(struct connection *, const struct role *, void *subject);
+
 /* Handle the frames that have arrived, starting with one that waited. */
 void connection_resume(struct connection *);
 /* Expect no frames (NULL) or hand them to `receive`. */
 void connection_expect(struct connection *, enum received (*receive)(struct connection *, const struct frame *));
-
-/* The worker process `pid` has ended: true when it belonged to a connection, which is then closed. */
-bool connections_reap(pid_t pid);
 
 /* Count the connection against a budget, for as long as its operation lasts.  -1 with the failure filled in when there
  * is no more of it. */

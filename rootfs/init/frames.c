@@ -86,7 +86,7 @@ void buffer_free(struct buffer *buffer)
     *buffer = (struct buffer){0};
 }
 
-static uint32_t largest_paynumber_at(uint8_t type)
+static uint32_t largest_payload(uint8_t type)
 {
     return type == OP_STDIN || type == OP_DATA ? MAX_DATA : MAX_PAYLOAD;
 }
@@ -100,7 +100,7 @@ int frame_peek(const struct buffer *buffer, struct frame *frame, size_t *missing
     }
     const uint8_t *header = buffer->data + buffer->start;
     *frame = (struct frame){header[4], (uint32_t)number_at(header, 4), header + HEADER_SIZE};
-    if (frame->length > largest_paynumber_at(frame->type))
+    if (frame->length > largest_payload(frame->type))
         return -1;
     if (length - HEADER_SIZE < frame->length) {
         *missing = HEADER_SIZE + frame->length - length;

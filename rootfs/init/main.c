@@ -7,9 +7,11 @@
  * stands in the arguments for those who look at them from outside.  Invoked as `sudo`, the same program is the client
  * of the sudo service (sudo_applet.c).
  *
- *     main → reaper, connections → operations → commands → spawn (keeper, leader)
- *                                             → workers → files, tree, watcher, ports
- *                                             → relay, shutdown
+ *     main → sudo → operations → shutdown ──────┐
+ *                              → command_start → attachments → commands → spawn (keeper, leader)
+ *                              → relay                                  → workers → tree
+ *                              → files, ports, watcher ─────────────────┘
+ *     below all of them: connections (what a role makes of one), reaper (who hears of a child's end), frames, loop, base
  *
  * Process 1 never blocks and never dies: one epoll loop, non-blocking descriptors, and anything that may wait (file
  * systems, walks through /proc, reading /etc/passwd) in a forked process.
@@ -130,7 +132,7 @@ int main(int argc, char **argv)
         die("set up the event loop");
     if (operations_open() < 0)
         die("get random bytes");
-    if (connections_listen(listener, false) < 0)
+    if (connections_listen(listener, false, operation_start) < 0)
         die("listen");
     sudo_listen();
     /* The last thing that can fail needs stderr. */

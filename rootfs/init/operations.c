@@ -3,7 +3,7 @@
  */
 #include "operations.h"
 #include "attachments.h"
-#include "commands.h"
+#include "command_start.h"
 #include "files.h"
 #include "ports.h"
 #include "relay.h"
@@ -91,20 +91,29 @@ static void attach(struct connection *connection, const struct request *request)
     struct command *command = find_or_fail(connection, request);
     if (command == NULL || !charge_or_fail(connection, BUDGET_ATTACHED))
         return;
-    struct attachment *attachment = &connection->attachment;
+    struct attachment *attachment = attachment_new(connection);
+    if (attachment == NULL) {
+        connection_close(connection);
+        return;
+    }
     attachment->wants_exit = true;
     attachment->wants_output = !has_flag(request, FLAG_NO_OUTPUT);
     attachment->lossless = has_flag(request, FLAG_LOSSLESS);
     attachment->cursor[0] = request->number[TAG_STDOUT_FROM];
     attachment->cursor[1] = request->number[TAG_STDERR_FROM];
-    attachment_begin(connection, command);
+    attachment_begin(attachment, command);
 }
 
 static void write_stdin(struct connection *connection, const struct request *request)
 {
     struct command *command = find_or_fail(connection, request);
-    if (command != NULL && charge_or_fail(connection, BUDGET_FOLLOWERS))
-        attachment_begin_stdin(connection, command);
+    if (command == NULL || !charge_or_fail(connection, BUDGET_FOLLOWERS))
+        return;
+    struct attachment *attachment = attachment_new(connection);
+    if (attachment == NULL)
+        connection_close(connection);
+    else
+        attachment_begin_stdin(attachment, command);
 }
 
 static void end_stdin(struct connection *connection, const struct request *request)
@@ -143,7 +152,7 @@ static void signal_command(struct connection *connection, const struct request *
         connection_fail(connection, &failure);
     } else if (scope == SCOPE_TREE) {
         command_note_signal(command, (int)signo);
-        worker_signal_tree(connection, request);
+        command_signal_tree(connection, request);
     } else {
         answer(connection, command_signal(command, (int)signo, (enum signal_scope)scope, &failure), &failure);
     }

@@ -2,18 +2,52 @@
  * reaper.c: see reaper.h.  Children are keepers, workers, and every orphan of the sandbox that no keeper catches.
  */
 #include "reaper.h"
-#include "commands.h"
-#include "connections.h"
-#include "shutdown.h"
+#include "loop.h"
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 static struct watch child_signals;
+static struct child *children;
+static void (*childless)(void);
+
+void child_expect(struct child *child, pid_t pid, void (*ended)(struct child *, int, const struct rusage *))
+{
+    *child = (struct child){.pid = pid, .ended = ended, .next = children, .link = &children};
+    if (children != NULL)
+        children->link = &child->next;
+    children = child;
+}
+
+void child_forget(struct child *child)
+{
+    child->pid = 0;
+    if (child->link == NULL)
+        return;
+    *child->link = child->next;
+    if (child->next != NULL)
+        child->next->link = child->link;
+    child->link = NULL;
+}
+
+void reaper_expect_none(void (*function)(void))
+{
+    childless = function;
+}
+
+static void child_ended(pid_t pid, int status, const struct rusage *usage)
+{
+    struct child *child = children;
+    while (child != NULL && child->pid != pid)
+        child = child->next;
+    if (child == NULL)
+        return;
+    child_forget(child);
+    child->ended(child, status, usage);
+}
 
 void reap_children(void)
 {
@@ -21,12 +55,11 @@ void reap_children(void)
         int status;
         struct rusage usage;
         pid_t pid = wait4(-1, &status, WNOHANG, &usage);
-        if (pid < 0 && errno == ECHILD)
-            shutdown_childless();
+        if (pid < 0 && errno == ECHILD && childless != NULL)
+            childless();
         if (pid <= 0)
             return;
-        if (!commands_reap(pid, status, &usage))
-            connections_reap(pid);
+        child_ended(pid, status, &usage);
     }
 }
 

@@ -33,7 +33,7 @@ struct relay {
     bool tried_ipv6, connected;
 };
 
-void relay_close(struct relay *relay)
+static void relay_free(struct relay *relay)
 {
     watch_stop(&relay->upstream);
     buffer_free(&relay->up.buffer);
@@ -108,11 +108,12 @@ static void relay_move(struct relay *relay)
 static void client_ready(struct watch *watch, uint32_t events)
 {
     struct connection *connection = container_of(watch, struct connection, watch);
+    struct relay *relay = connection->subject;
     bool gone = events & EPOLLERR || (events & EPOLLHUP && !(events & EPOLLIN));
-    if (gone || !connection->relay->connected)
+    if (gone || !relay->connected)
         connection_close(connection);
     else
-        relay_move(connection->relay);
+        relay_move(relay);
 }
 
 static void upstream_ready(struct watch *watch, uint32_t events)
@@ -189,8 +190,8 @@ static void give_up(struct relay *relay, int error, const char *what)
     struct failure failure;
     struct connection *connection = relay->connection;
     fail(&failure, error, "connect", "cannot connect to %s", what);
-    connection->relay = NULL;
-    relay_close(relay);
+    connection_become(connection, NULL, NULL);
+    relay_free(relay);
     connection_fail(connection, &failure);
 }
 
@@ -215,6 +216,13 @@ static void connect_path(struct relay *relay, struct bytes path)
         give_up(relay, error, "the socket: its path must be absolute, shorter than 108 bytes, and be listened on");
 }
 
+static void relay_closed(struct connection *connection)
+{
+    relay_free(connection->subject);
+}
+
+static const struct role relaying = {.closed = relay_closed, .takes_socket = true};
+
 void relay_start(struct connection *connection, const struct request *request)
 {
     struct failure failure;
@@ -230,7 +238,7 @@ void relay_start(struct connection *connection, const struct request *request)
     relay->connection = connection;
     relay->upstream.fd = -1;
     relay->port = (uint16_t)request->number[TAG_PORT];
-    connection->relay = relay;
+    connection_become(connection, &relaying, relay);
     connection->watch.ready = client_ready;
     connection_expect(connection, NULL);
     if (!has(request, TAG_PORT)) {

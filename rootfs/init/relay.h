@@ -6,6 +6,5 @@
 
 /* Connect as a CONNECT request says, answer, and relay until both directions have ended. */
 void relay_start(struct connection *, const struct request *);
-void relay_close(struct relay *);
 
 #endif

@@ -37,6 +37,14 @@ static void hang_up_terminals(void)
             command_signal(command, SIGHUP, SCOPE_LEADER, &ended);
 }
 
+static void unheard(struct connection *connection)
+{
+    (void)connection;
+    requester = NULL;
+}
+
+static const struct role ending_role = {.closed = unheard};
+
 _Noreturn static void leave(void)
 {
     if (requester != NULL) {
@@ -60,18 +68,6 @@ static void grace_over(struct timer *timer)
     timer_start(&deadline, KILLED_WAIT_MS, killed_long_ago);
 }
 
-void shutdown_childless(void)
-{
-    if (ending)
-        leave();
-}
-
-void shutdown_unheard(const struct connection *connection)
-{
-    if (requester == connection)
-        requester = NULL;
-}
-
 void shutdown_start(struct connection *connection, const struct request *request)
 {
     if (ending) {
@@ -82,6 +78,8 @@ void shutdown_start(struct connection *connection, const struct request *request
     }
     ending = true;
     requester = connection;
+    connection_become(connection, &ending_role, NULL);
+    reaper_expect_none(leave);
     connections_stop_listening();
     connection_expect(connection, NULL);
     uint64_t grace = request->number[TAG_GRACE_MS];

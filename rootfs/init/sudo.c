@@ -2,7 +2,7 @@
  * sudo.c: the socket of the sudo service.  Requests on it are handled like any other (operations.c, spawn.c).
  */
 #include "sudo.h"
-#include "connections.h"
+#include "operations.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -24,5 +24,5 @@ void sudo_listen(void)
     if (bind(fd, (const struct sockaddr *)(const void *)&address, length) < 0 || listen(fd, BACKLOG) < 0)
         close(fd);
     else
-        connections_listen(fd, true);
+        connections_listen(fd, true, operation_start);
 }

@@ -2,7 +2,6 @@
  * workers.c: see workers.h.
  */
 #include "workers.h"
-#include "commands.h"
 #include "tree.h"
 #include "users.h"
 
@@ -15,7 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SEND_AT = 32 * 1024, RECEIVE_SIZE = 64 * 1024 };
+enum {
+    SEND_AT = 32 * 1024,
+    RECEIVE_SIZE = 64 * 1024,
+    GRACE_MS = 2000, /* for a worker whose client has gone, to clean up */
+};
 
 void (*worker_on_hangup)(void);
 
@@ -139,6 +142,30 @@ _Noreturn static void run_worker(struct connection *connection, const struct req
     _exit(0);
 }
 
+/* ---- pid 1's side ------------------------------------------------------------------------------------------ */
+
+static const struct role working = {.takes_socket = true};
+
+static void worker_overdue(struct timer *timer)
+{
+    kill(container_of(timer, struct connection, timer)->worker.pid, SIGKILL);
+}
+
+static void client_gone(struct watch *watch, uint32_t events)
+{
+    struct connection *connection = container_of(watch, struct connection, watch);
+    (void)events;
+    watch_events(watch, 0);
+    timer_start(&connection->timer, GRACE_MS, worker_overdue);
+}
+
+static void worker_ended(struct child *child, int status, const struct rusage *usage)
+{
+    (void)status;
+    (void)usage;
+    connection_close(container_of(child, struct connection, worker));
+}
+
 void worker_start(struct connection *connection, const struct request *request, enum budget budget,
                   int (*run)(struct worker *, const struct request *, struct failure *))
 {
@@ -155,25 +182,10 @@ void worker_start(struct connection *connection, const struct request *request, 
         connection_fail(connection, &failure);
         return;
     }
-    connection->worker = pid;
+    connection_become(connection, &working, NULL);
+    child_expect(&connection->worker, pid, worker_ended);
+    connection->watch.ready = client_gone;
     connection_expect(connection, NULL);
-}
-
-/* ---- signals ----------------------------------------------------------------------------------------------- */
-
-static int signal_tree(struct worker *worker, const struct request *request, struct failure *failure)
-{
-    pid_t roots[MAX_ROOTS];
-    size_t count = command_roots(command_find(request->number[TAG_COMMAND]), roots);
-    unsigned signalled;
-    if (tree_signal(roots, count, (int)request->number[TAG_SIGNO], &signalled, failure) < 0)
-        return -1;
-    return worker_ok_with(worker, TAG_COUNT, signalled);
-}
-
-void worker_signal_tree(struct connection *connection, const struct request *request)
-{
-    worker_start(connection, request, BUDGET_SIGNALS, signal_tree);
 }
 
 void worker_signal_trees(const pid_t *roots, size_t count, int signo)

@@ -34,8 +34,6 @@ void worker_check(struct worker *);
 int worker_ok(struct worker *);
 int worker_ok_with(struct worker *, enum tag, uint64_t);
 
-/* Signal the whole tree of a command that exists, and answer. */
-void worker_signal_tree(struct connection *, const struct request *);
 /* Signal everything below these processes; nobody is told. */
 void worker_signal_trees(const pid_t *roots, size_t count, int signo);
 
