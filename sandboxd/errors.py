@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 class SandboxdError(Exception):
     """Base of everything this daemon raises on purpose."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     default_kind: ClassVar[str] = "internal"
 
     def __init__(self, message: str, *, kind: str | None = None, **facts: Any) -> None:
@@ -132,8 +132,15 @@ def ungrouped() -> Iterator[None]:
         raise first_leaf(matching) from group
 
 
-def first_leaf(error: Exception) -> Exception:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group of groups, in order; an error that is no group is its own only leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def first_leaf(error: BaseException) -> BaseException:
     """The first of the errors in a group of groups."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    return next(leaves(error))

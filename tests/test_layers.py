@@ -119,22 +119,45 @@ def test_sandboxctl_knows_nothing_of_the_daemons_inside() -> None:
             assert trees <= {"sandboxd.trees.tarstream"}, module
 
 
+# Packages of http that are no dialect, and which others of them each may import.
+HTTP_SHARED = {"server": set[str](), "kit": {"server"}, "proxy": {"kit", "server"}}
+
+
+def http_packages(module: Path) -> set[str]:
+    """The packages of http that a module imports."""
+    names = [name.split(".") for name in imports(module) if name.startswith("sandboxd.http.")]
+    return {parts[2] for parts in names if len(parts) > 2}
+
+
+def dialects() -> set[str]:
+    found = {path.name for path in (PACKAGE / "http").iterdir() if path.is_dir()} - {"__pycache__"}
+    return found - HTTP_SHARED.keys()
+
+
 def test_a_dialect_imports_no_other_dialect() -> None:
-    packages = {path.name for path in (PACKAGE / "http").iterdir() if path.is_dir()}
-    dialects = packages - {"__pycache__", "proxy", "kit", "server"}
-    assert dialects
+    assert dialects() >= {"native", "akira"}
     for module in modules():
-        if module.parts[0] == "http" and module.parts[1] in dialects:
-            others = set(dialects) - {module.parts[1]}
-            assert not {name for name in imports(module) if name.split(".")[2:3] and name.split(".")[2] in others}, (
-                module
-            )
+        if module.parts[0] == "http" and module.parts[1] in dialects():
+            assert http_packages(module) <= {module.parts[1], "kit", "server"}, module
+
+
+def test_what_dialects_share_imports_none_of_them() -> None:
+    for module in modules():
+        if module.parts[0] == "http" and module.parts[1] in HTTP_SHARED:
+            assert http_packages(module) <= {module.parts[1], *HTTP_SHARED[module.parts[1]]}, module
 
 
 def test_a_dialect_sees_no_backend_and_no_store() -> None:
     for module in modules():
-        if module.parts[0] == "http" and len(module.parts) > 2:
-            assert not ours(module) & {"kernel", "store"}, module
+        if module.parts[0] == "http" and module.parts[1] in dialects():
+            assert not ours(module) & {"kernel", "store", "isolation"}, module
+
+
+def test_handlers_get_requests_from_their_call() -> None:
+    """Quart's globals stand for whatever request is being answered, and are the kit's and the server's business."""
+    for module in modules():
+        if module.parts[0] == "http" and module.parts[1] in dialects():
+            assert "quart" not in set(imports(module)), module
 
 
 @pytest.mark.parametrize("module", [module for module in modules() if layer_of(module) == "service"], ids=str)

@@ -12,6 +12,7 @@ from sandboxd.cli.output import Failure, complain
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import Parsed
 from sandboxd.client import Client, ClientError, PortStream
+from sandboxd.errors import first_leaf
 
 READ_BYTES = 64 * 1024
 
@@ -81,7 +82,7 @@ class _Forward:
             async with self._client.connect_port(self._sandbox, self._port) as remote:
                 await _relay(local, remote)
         except* ClientError as errors:
-            complain(_first(errors))
+            complain(first_leaf(errors))
             local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the local side has gone
@@ -99,10 +100,3 @@ async def _inwards(local: trio.SocketStream, remote: PortStream) -> None:
     while data := await local.receive_some(READ_BYTES):
         await remote.send_all(bytes(data))
     await remote.send_eof()
-
-
-def _first(errors: BaseExceptionGroup[ClientError]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from sandboxd.cli.output import Failure
 from sandboxd.client import Client, ClientError
+from sandboxd.errors import first_leaf
 
 T = TypeVar("T")
 
@@ -63,13 +64,7 @@ def ungrouped() -> Iterator[None]:
         expected, bugs = group.split(EXPECTED)
         if expected is None or bugs is not None:
             raise
-        raise _first_leaf(expected) from group
-
-
-def _first_leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise first_leaf(expected) from group
 
 
 class SandboxName(click.ParamType[str]):

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import trio
 
 from sandboxd.client.errors import ClientError, DaemonUnreachable
+from sandboxd.errors import first_leaf
 from sandboxd.paths import default_runtime_dir
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -114,8 +115,7 @@ def _reason(error: OSError) -> str:
     cause: BaseException = error
     while isinstance(cause.__cause__, BaseException):
         cause = cause.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = first_leaf(cause)
     return getattr(cause, "strerror", None) or str(cause)
 
 

@@ -1,77 +1,115 @@
-"""The application: every dialect's routes on one Quart app, and one place where errors become answers."""
+"""The application: every request and websocket goes to the dialect that it is meant for.
 
-import logging
-from typing import Any, cast
+    listener → host name → path prefix → the root that dialects share
 
-from quart.wrappers import Response
-from werkzeug.exceptions import HTTPException
+Each step gives the dialect, and the rest of the path to look up among its ports and then among its routes.
+"""
 
-from sandboxd.errors import SandboxdError
-from sandboxd.http.akira import errors as akira_errors
-from sandboxd.http.akira import routes as akira
-from sandboxd.http.kit.conversation import conversing
-from sandboxd.http.kit.routes import add_routes, render
-from sandboxd.http.native.fields import ErrorBody
-from sandboxd.http.native.routes import ROUTES
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+from sandboxd.http.akira import dialect as akira
+from sandboxd.http.kit.conversation import conversation_of, conversing
+from sandboxd.http.kit.dialect import Dialect
+from sandboxd.http.kit.ports import PortRequest, origin_form
+from sandboxd.http.kit.routes import Route, add_error_handlers, add_routes
+from sandboxd.http.native import dialect as native
 from sandboxd.http.proxy.application import PortProxy
-from sandboxd.http.proxy.routes import by_host, by_path
 from sandboxd.http.server.connection import SandboxdApp
+from sandboxd.http.server.peer import dialect_of
 from sandboxd.http.server.stack import ASGIFramework
 from sandboxd.service.api import Service
 
-log = logging.getLogger(__name__)
+DIALECTS: Final[Mapping[str, Callable[[Service], Dialect]]] = {"native": native.make, "akira": akira.make}
+"""What makes each dialect, by the name with which a listener is given to it. The first one says what is nobody's."""
 
-RETRY_AFTER_SECONDS = 1
-_HINTS = {
-    404: "there is nothing at this path; GET /v1/docs lists what there is",
-    405: "this path does not take that method",
-    408: "the request's body stopped coming",
-    413: "the request's body is too large",
-}
-
-
-DIALECTS = frozenset({"native", "akira"})
-"""the names by which a listener can be given to one dialect"""
+Scope = Mapping[str, Any]
 
 
 def build_app(service: Service) -> ASGIFramework:
-    app = SandboxdApp("sandboxd")
-    app.config["BODY_TIMEOUT"] = service.config.http.body_idle_timeout
-    add_routes(app, service, ROUTES)
-    add_routes(app, service, akira.ROUTES, explain=akira_errors.explain)
-    app.register_error_handler(SandboxdError, _domain_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _bug)
-    proxy = PortProxy(cast("ASGIFramework", app), service, (by_host(service.ports.names.domain), by_path))
-    return conversing(proxy)
+    """What is served: all dialects, each where it is to be found."""
+    dialects = tuple(make(service) for make in DIALECTS.values())
+    return conversing(cast("ASGIFramework", Switch(service, dialects)), errors=dialects[0].errors)
 
 
-def error_response(status: int, message: str, kind: str, details: dict[str, Any]) -> Response:
-    response = render(ErrorBody(error=message, kind=kind, details=details), status)
-    if status == 401:
-        response.headers["www-authenticate"] = 'Bearer realm="sandboxd"'
-    if status in {429, 503}:
-        response.headers["retry-after"] = str(details.get("retry_after", RETRY_AFTER_SECONDS))
-    return response
+class Switch:
+    """An ASGI application before those of the dialects, which chooses among them."""
+
+    def __init__(self, service: Service, dialects: tuple[Dialect, ...]) -> None:
+        self._proxy = PortProxy(service)
+        self._own = {each.name: _Place(service, each, (each, each.routes)) for each in dialects}
+        self._shared = _Place(service, dialects[0], *((each, each.shared) for each in dialects))
+        self._prefixes = tuple(
+            (re.compile(f"({each.prefix})(?:/.*)?", re.DOTALL), self._own[each.name])
+            for each in dialects
+            if each.prefix is not None
+        )
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer one request or websocket."""
+        place, claim, rest = self._find(scope)
+        conversation = conversation_of(scope)
+        conversation.errors = place.dialect.errors
+        if isinstance(claim, PortRequest):
+            await self._proxy.answer(claim, rest, receive, send)
+        else:
+            conversation.parameters = claim
+            await place.app(cast("Any", rest), receive, send)
+
+    def _find(self, scope: Scope) -> tuple["_Place", PortRequest | Mapping[str, str], Scope]:
+        """Whose it is; the port that it is for, or what its host name says; and the scope, its prefix taken off."""
+        given = dialect_of(scope)
+        candidates = self._own.values() if given is None else (self._own[given],)
+        for place in candidates:
+            for by_host in place.dialect.hosts:
+                if (claim := by_host(scope)) is not None:
+                    return place, claim, scope
+        place, prefix = (self._own[given], "") if given is not None else self._by_path(scope)
+        rest = _without(prefix, scope)
+        for by_path in place.dialect.ports:
+            if (wanted := by_path(rest)) is not None:
+                return place, replace(wanted, prefix=prefix + (wanted.prefix or "")), rest
+        return place, {}, rest
+
+    def _by_path(self, scope: Scope) -> tuple["_Place", str]:
+        path = origin_form(scope["raw_path"]).decode("latin-1")
+        for pattern, place in self._prefixes:
+            if (match := pattern.fullmatch(path)) is not None:
+                return place, match[1]
+        return self._shared, ""
 
 
-async def _domain_error(error: SandboxdError) -> Response:
-    if error.status >= 500 and error.status != 503:
-        log.error("%s %s", error.message, error.facts)
-    return error_response(error.status, error.message, error.kind, error.facts)
+class _Place:
+    """Where routes of dialects are at the root, and which of the dialects says that there is nothing.
+
+    Its application is made when it is first asked: few daemons have a listener for each dialect.
+    """
+
+    def __init__(self, service: Service, dialect: Dialect, *tables: tuple[Dialect, tuple[Route, ...]]) -> None:
+        self.dialect = dialect
+        self._service = service
+        self._tables = tables
+
+    @cached_property
+    def app(self) -> ASGIFramework:
+        """What answers the requests for these routes."""
+        app = SandboxdApp(self.dialect.name)
+        app.config["BODY_TIMEOUT"] = self._service.config.http.body_idle_timeout
+        # A path with two slashes would be redirected to one without, on whatever host the client has named.
+        app.url_map.merge_slashes = False
+        for dialect, routes in self._tables:
+            add_routes(app, self._service, routes, authorize=dialect.authorize, errors=dialect.errors)
+        add_error_handlers(app, self.dialect.errors)
+        return cast("ASGIFramework", app)
 
 
-async def _http_error(error: HTTPException) -> Response:
-    status = error.code or 500
-    kind = error.name.lower().replace(" ", "_")
-    response = error_response(status, f"cannot serve this: {_HINTS.get(status, error.description)}", kind, {})
-    for name, value in error.get_headers():
-        if name.lower() == "allow":
-            response.headers[name] = value
-    return response
-
-
-async def _bug(error: Exception) -> Response:
-    """A 5xx that is our own fault: the log has the traceback, the client a short word."""
-    log.error("request failed", exc_info=error)
-    return error_response(500, "cannot serve this: the daemon failed, its log says why", "internal", {})
+def _without(prefix: str, scope: Scope) -> Scope:
+    """The scope as it is for who knows nothing of the prefix."""
+    if not prefix:
+        return scope
+    raw = origin_form(scope["raw_path"])[len(prefix) :] or b"/"
+    return {**scope, "raw_path": raw, "path": unquote(raw.decode("latin-1"))}

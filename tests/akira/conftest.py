@@ -31,10 +31,14 @@ class Akira:
     base: str
     key: str
 
-    def __call__(self, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> Reply:
+    def __call__(
+        self, method: str, path: str, body: Any = None, *, data: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Reply:
         arguments = ["curl", "-sS", "-m", "60", "-i", "-X", method, "-H", "Expect:", f"{self.base}{path}"]
         if self.key:
             arguments += ["-H", f"x-api-key: {self.key}"]
+        for name, value in headers.items():
+            arguments += ["-H", f"{name}: {value}"]
         if body is not None:
             arguments += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
         elif data is not None:

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxd.http.kit.ports import by_host, split_query
+from sandboxd.http.native.port_paths import by_path
 from sandboxd.http.proxy.headers import (
     end_to_end,
     from_another_site,
-    split_query,
     to_client,
     to_program,
     token_of_cookies,
     without_token,
 )
-from sandboxd.http.proxy.routes import by_host, by_path
 
 KEY = "sbx_key"
 # What may stand in a header's value without a meaning of its own.

@@ -15,6 +15,7 @@ from sandboxd.http.kit.streams import (
     stream_response,
     to_json,
 )
+from sandboxd.http.native.errors import ERRORS
 from sandboxd.http.server.connection import SandboxdApp
 from tests.http.support import PATIENCE, exchange, read_to_end, serving
 
@@ -90,7 +91,7 @@ def test_json_that_is_none_is_an_error_of_ours():
 def app_with(make: Any) -> Any:
     app: Any = SandboxdApp("streams")
     app.ended = trio.Event()
-    app.asgi_app = conversing(app.asgi_app)
+    app.asgi_app = conversing(app.asgi_app, errors=ERRORS)
 
     @app.get("/stream")
     async def stream() -> Any:

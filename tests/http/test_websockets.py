@@ -11,18 +11,22 @@ from trio.testing import MockClock
 from sandboxd.errors import LaunchFailed, NotFound
 from sandboxd.http.kit import websockets
 from sandboxd.http.kit.conversation import conversation_of, conversing
-from sandboxd.http.kit.websockets import INBOUND_BYTES, Close, Overflow, WebsocketSession, websocket_session
+from sandboxd.http.kit.errors import Close, ErrorAnswer, ErrorFormat
+from sandboxd.http.kit.websockets import INBOUND_BYTES, Overflow, WebsocketSession, websocket_session
+from sandboxd.http.native.errors import ERRORS
 from sandboxd.http.server import exchange
 from sandboxd.http.server.connection import SandboxdApp, WebsocketDisconnected
 from sandboxd.http.server.serving import ServingLimits
 from tests.http.support import PATIENCE, close_code, serving, websocket
 
+PLAIN = ErrorFormat(answer=lambda error: ErrorAnswer(status=error.status, body=b""))
 
-def app_with(handler: Any, **options: Any) -> Any:
+
+def app_with(handler: Any, *, errors: ErrorFormat = PLAIN, **options: Any) -> Any:
     """An application with one websocket, whose session `handler` runs; `app.ended` is set when that is over."""
     app: Any = SandboxdApp("websockets")
     app.ended = trio.Event()
-    app.asgi_app = conversing(app.asgi_app)
+    app.asgi_app = conversing(app.asgi_app, errors=errors)
 
     @app.websocket("/ws")
     async def ws() -> None:
@@ -185,7 +189,7 @@ async def test_error_ends_the_session_with_a_code_that_says_why(how, error, code
 
 
 async def test_dialect_chooses_its_own_codes() -> None:
-    app = app_with(partial(fail, NotFound("no")), close_for=lambda error: Close(4404, str(error)))
+    app = app_with(partial(fail, NotFound("no")), errors=ERRORS)
     async with serving(app) as served, websocket(served, "/ws") as connection:
         assert await close_code(connection) == 4404
 

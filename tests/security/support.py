@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ class Holder:
         self.secret = str(answer.json["key"])
         self.port = port
 
-    def call(self, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> Answer:
+    def call(
+        self, method: str, path: str, body: Any = None, *, data: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Answer:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             content = data if data is not None else None if body is None else json.dumps(body)
-            connection.request(method, path, content, {"authorization": f"Bearer {self.secret}"})
+            connection.request(method, path, content, {"authorization": f"Bearer {self.secret}", **headers})
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read())
 

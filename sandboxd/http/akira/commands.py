@@ -13,8 +13,8 @@ from quart.wrappers import Response
 
 from sandboxd.errors import SandboxdError, ungrouped
 from sandboxd.http.akira.schemas import executed
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.large_json import small_or_large
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandExited, OutputChunk, StreamName

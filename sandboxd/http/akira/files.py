@@ -3,16 +3,14 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import trio
-from quart import request
 
 from sandboxd.errors import InvalidRequest
 from sandboxd.http.akira.schemas import Upload, Uploaded
-from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import stream_response
-from sandboxd.http.server.connection import read_body
+from sandboxd.http.kit.validation import validate_message
 from sandboxd.http.server.stack import TrioResponse
-from sandboxd.isolation.init.files import WriteOptions
-from sandboxd.service.files.operations import Files
+from sandboxd.service.files.operations import Files, WriteOptions
 
 _AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
 
@@ -20,8 +18,8 @@ _AS_ONE_STEP = WriteOptions(parents=True, atomic=True)
 async def upload(call: Call) -> Uploaded:
     files = Files(call.entry)
     if call.query.path is not None:
-        return await _write(files, call.query.path, aiter(request.body))
-    body = validate_message(Upload, await read_body(limit=call.service.config.http.max_body_bytes))
+        return await _write(files, call.query.path, aiter(call.stream))
+    body = validate_message(Upload, await call.stream.read(limit=call.service.config.http.max_body_bytes))
     call.check_again()
     return await _write(files, body.path, _one(body.data()))
 

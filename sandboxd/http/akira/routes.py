@@ -1,10 +1,8 @@
-"""Akira's API in one screen. All of it is below /akira; at its documented paths too where the native API is not.
+"""Akira's API in one screen.
 
 Three of its paths are the native API's too, with the same meaning: those stay native under /v1, where answers hold
 what Akira's do and more, and only the error body differs.
 """
-
-from dataclasses import replace
 
 from sandboxd.http.akira import commands, files, sandboxes, snapshots
 from sandboxd.http.akira.schemas import (
@@ -28,7 +26,6 @@ from sandboxd.http.akira.schemas import (
 from sandboxd.http.kit.routes import Route
 from sandboxd.model import Scope
 
-PREFIX = "/akira"
 READ, WRITE = Scope.READ, Scope.WRITE
 SANDBOX = "/v1/sandboxes/<sandbox>"
 SNAPSHOT = "/v1/snapshots/<snapshot>"
@@ -67,5 +64,3 @@ SHARED = (
           response=Deleted, summary="Delete a snapshot"),
 )
 # fmt: on
-
-ROUTES = (*OWN, *(replace(route, path=PREFIX + route.path) for route in (*OWN, *SHARED)))

@@ -6,7 +6,7 @@ import trio
 
 from sandboxd.errors import NotFound, ungrouped
 from sandboxd.http.akira.schemas import AllDeleted, Deleted, SandboxList, SandboxView, StatusView
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.model import SandboxState
 from sandboxd.service.sandboxes.entry import Entry
 

@@ -3,7 +3,8 @@
 from quart.wrappers import Response
 
 from sandboxd.http.akira.schemas import Deleted, SandboxView, SnapshotList, SnapshotView
-from sandboxd.http.kit.routes import Call, render
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.routes import render
 from sandboxd.model import Sandbox, SandboxSpec
 
 

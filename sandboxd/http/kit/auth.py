@@ -1,14 +1,14 @@
-"""Who asks, and what they may.
+"""Who asks, what they may, and which thing they mean: all settled once, before a handler runs.
 
 On a Unix socket the file's mode and group decide who can connect, and whoever can is an administrator. Over TCP
 every request carries a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; a key has scopes, and `admin`
 includes `write`, which includes `read`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quart import request, websocket
-from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.datastructures import Headers
 
 from sandboxd.errors import Forbidden, NotFound, Unauthenticated
 from sandboxd.http.kit.conversation import Conversation
@@ -24,20 +24,49 @@ _INCLUDES = {
 }
 
 
-def authorize_request(conversation: Conversation, keys: Keys, needed: Scope | None) -> ApiKey | None:
-    """As authorize(), for a request of an API, which counts. Raises also: TooManyRequests."""
-    return _count(keys, authorize(conversation, _secret(request), keys, needed))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a request says of who asks, and about what."""
+
+    conversation: Conversation
+    headers: Headers
+    arguments: Mapping[str, str]
+    """the query, decoded; of a name that occurs twice the first value"""
+    parameters: Mapping[str, str]
+    """of the path, or of the host name"""
 
 
-def authorize_websocket(conversation: Conversation, keys: Keys, needed: Scope | None) -> ApiKey | None:
-    """As authorize_request(), for a websocket."""
-    return _count(keys, authorize(conversation, _secret(websocket), keys, needed))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A request that was allowed: whose it is, and what it names, which was looked up once.
+
+    From here on the thing itself is used, and never again its name: that may be another's a moment later.
+    """
+
+    caller: ApiKey | None
+    """the key that was used; None for an administrator on the Unix socket, or where everyone may come"""
+    entry: Entry | None = None
+    snapshot: Snapshot | None = None
 
 
-def _count(keys: Keys, key: ApiKey | None) -> ApiKey | None:
-    if key is not None:
-        keys.rates.admit(key)
-    return key
+Authorize = Callable[[Service, Asked, Scope | None], Grant]
+"""How a dialect authorises a request for a route of this scope. Raises: Unauthenticated, Forbidden, NotFound, …"""
+
+
+def by_key(service: Service, asked: Asked, needed: Scope | None) -> Grant:
+    """With an API key; the parameters `sandbox` and `snapshot` are names or ids of what the caller must see.
+
+    Raises: Unauthenticated, Forbidden, TooManyRequests, NotFound.
+    """
+    caller = authorize(asked.conversation, secret_of(asked.headers), service.keys, needed)
+    if caller is not None:
+        service.keys.rates.admit(caller)
+    sandbox, snapshot = asked.parameters.get("sandbox"), asked.parameters.get("snapshot")
+    return Grant(
+        caller=caller,
+        entry=None if sandbox is None else find_sandbox(service, caller, sandbox),
+        snapshot=None if snapshot is None else find_snapshot(service, caller, snapshot),
+    )
 
 
 def authorize(conversation: Conversation, secret: str | None, keys: Keys, needed: Scope | None) -> ApiKey | None:
@@ -68,23 +97,6 @@ def authorize(conversation: Conversation, secret: str | None, keys: Keys, needed
 def sees(caller: ApiKey | None, owner: str | None) -> bool:
     """Whether what that owner has is there for the caller; only a key with `own` is kept to its own."""
     return caller is None or not caller.own or Scope.ADMIN in caller.scopes or owner == caller.id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a path names, looked up once: from here on the thing itself is used, and never again its name."""
-
-    entry: Entry | None = None
-    snapshot: Snapshot | None = None
-
-
-def find(service: Service, caller: ApiKey | None, parameters: dict[str, str]) -> Found:
-    """Take `sandbox` and `snapshot` out of a path's parameters, and find what they name. Raises: NotFound."""
-    sandbox, snapshot = parameters.pop("sandbox", None), parameters.pop("snapshot", None)
-    return Found(
-        entry=None if sandbox is None else find_sandbox(service, caller, sandbox),
-        snapshot=None if snapshot is None else find_snapshot(service, caller, snapshot),
-    )
 
 
 def find_sandbox(service: Service, caller: ApiKey | None, name: str) -> Entry:
@@ -122,12 +134,12 @@ def require_all(caller: ApiKey | None) -> None:
         )
 
 
-def _secret(conversation: BaseRequestWebsocket) -> str | None:
-    return (
-        bearer_token(conversation.headers.get("authorization", "")) or conversation.headers.get("x-api-key") or None
-    )
+def secret_of(headers: Headers) -> str | None:
+    """The key that a request carries, in either header."""
+    return bearer_token(headers.get("authorization", "")) or headers.get("x-api-key") or None
 
 
 def bearer_token(authorization: str) -> str | None:
+    """What an Authorization header carries, if its scheme is Bearer."""
     scheme, _, token = authorization.partition(" ")
     return (token.strip() or None) if scheme.lower() == "bearer" else None

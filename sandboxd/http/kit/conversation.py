@@ -12,7 +12,8 @@ from typing import Any, Final, Self
 
 import trio
 
-from sandboxd.errors import Unauthenticated
+from sandboxd.errors import Unauthenticated, Unavailable
+from sandboxd.http.kit.errors import ErrorFormat
 from sandboxd.http.server.peer import Peer, peer_of, stopping_of
 from sandboxd.http.server.stack import ASGIFramework
 from sandboxd.model import ApiKey
@@ -30,7 +31,11 @@ class Conversation:
     Owns: its registration with the key that it was begun with. Cancelled by the revocation of that key.
     """
 
-    def __init__(self, scope: Mapping[str, Any]) -> None:
+    def __init__(self, scope: Mapping[str, Any], errors: ErrorFormat) -> None:
+        self.errors = errors
+        """how the dialect that it is held in says errors"""
+        self.parameters: Mapping[str, str] = {}
+        """what the host name says, if it was that which chose the dialect"""
         self.peer: Peer = peer_of(scope)
         self.stopping: trio.Event = stopping_of(scope)
         """set when the daemon begins to stop: streams end then"""
@@ -96,11 +101,14 @@ class Conversation:
         self._scope.cancel("the key was revoked")
 
 
-def conversing(app: ASGIFramework) -> ASGIFramework:
-    """The application, with a conversation around each request and websocket, which conversation_of() finds."""
+def conversing(app: ASGIFramework, *, errors: ErrorFormat) -> ASGIFramework:
+    """The application, with a conversation around each request and websocket, which conversation_of() finds.
+
+    `errors`: of the conversation until a dialect was chosen.
+    """
 
     async def converse(scope: Any, receive: Any, send: Any) -> None:
-        with Conversation(scope) as conversation:
+        with Conversation(scope, errors) as conversation:
             scope["state"][_KEY] = conversation
             await app(scope, receive, send)
 
@@ -114,4 +122,10 @@ def conversation_of(scope: Mapping[str, Any]) -> Conversation:
 
 
 def key_revoked() -> Unauthenticated:
+    """Why a conversation ends whose key was revoked."""
     return Unauthenticated("cannot go on: the key was revoked", kind="key_revoked")
+
+
+def stopping() -> Unavailable:
+    """Why a stream ends that has no end of its own."""
+    return Unavailable("cannot go on: the daemon is stopping", kind="stopping")

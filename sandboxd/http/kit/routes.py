@@ -1,90 +1,42 @@
 """Route tables: a path, who may use it, what it takes and gives, and the handler that does it, as one value.
 
-A dialect is a tuple of these. Reading the query and the body, checking access, and rendering the answer happen here,
-once; a handler gets checked values and returns a model (or a response of its own for streams).
+Checking access, reading the query and the body, and rendering the answer happen here, once; a handler gets checked
+values and returns a model (or a response of its own for streams).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from quart import request, websocket
 from quart.wrappers import Response
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import HTTPException
 
-from sandboxd.errors import InvalidRequest, SandboxdError, Unprocessable
-from sandboxd.http.kit import auth
+from sandboxd.errors import NotFound
+from sandboxd.http.kit.auth import Asked, Authorize
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.conversation import Conversation, conversation_of
+from sandboxd.http.kit.errors import ErrorFormat, answer_to
 from sandboxd.http.kit.large_json import is_large, large_response
-from sandboxd.http.server.connection import SandboxdApp, read_body
-from sandboxd.model import ApiKey, Sandbox, Scope, Snapshot
+from sandboxd.http.kit.validation import validate_arguments, validate_body
+from sandboxd.http.kit.websockets import websocket_session
+from sandboxd.http.server.connection import HandlerWebsocket, PacedRequest, SandboxdApp
+from sandboxd.model import Scope
 from sandboxd.service.api import Service
-from sandboxd.service.sandboxes.entry import Entry
-
-M = TypeVar("M", bound=BaseModel)
 
 Handler = Callable[..., Awaitable[Any]]
-Explain = Callable[[Exception], Response]
 Streams = Literal["sse", "download", "upload", "websocket"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A checked request, as a handler gets it. Path parameters come as keyword arguments beside it."""
-
-    service: Service
-    caller: ApiKey | None
-    """the key that was used; None for an administrator on the Unix socket"""
-    conversation: Conversation
-    found: auth.Found
-    """what the path names"""
-    body: Any = None
-    query: Any = None
-
-    @property
-    def entry(self) -> Entry:
-        """The sandbox that the path names, found when the call was authorised; it may have been deleted since."""
-        assert self.found.entry is not None, "the route's path names no sandbox"
-        return self.found.entry
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The snapshot that the path names, found when the call was authorised; it may have been deleted since."""
-        assert self.found.snapshot is not None, "the route's path names no snapshot"
-        return self.found.snapshot
-
-    @property
-    def owner(self) -> str | None:
-        """Whose what is created now is."""
-        return None if self.caller is None else self.caller.id
-
-    def find_sandbox(self, name: str) -> Entry:
-        """The sandbox that a body or a query names, by id or name. Raises: NotFound, for another's too."""
-        return auth.find_sandbox(self.service, self.caller, name)
-
-    def find_snapshot(self, name: str) -> Snapshot:
-        """As find_sandbox(), for snapshots."""
-        return auth.find_snapshot(self.service, self.caller, name)
-
-    def check_again(self) -> None:
-        """Once a client has been waited for: that what the path names is here still. Raises: NotFound."""
-        if self.found.entry is not None:
-            self.service.sandboxes.check_present(self.found.entry)
-        if self.found.snapshot is not None:
-            self.service.snapshots.layers.check_present(self.found.snapshot)
-
-    def sees(self, of: Sandbox | Snapshot) -> bool:
-        """Whether this is there for the caller, or another's."""
-        return auth.sees(self.caller, of.spec.owner)
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether the caller sees what others have created."""
-        return auth.sees(self.caller, None)
+# Parameters of a path that are looked up when a call is authorised, and reach the handler as what they name.
+_FOUND = frozenset({"sandbox", "snapshot"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
+    """One path and method of a dialect."""
+
     method: str
     path: str
     """in Quart's notation, e.g. /v1/sandboxes/<sandbox>"""
@@ -97,6 +49,8 @@ class Route:
     max_body_bytes: int = 0
     """where a body may be longer than the configuration lets others be"""
     query: type[BaseModel] | None = None
+    free_arguments: str | None = None
+    """arguments of the query that begin so are left to the handler"""
     response: type[BaseModel] | None = None
     status: int = 200
     streams: Streams | None = None
@@ -104,105 +58,132 @@ class Route:
 
 
 def add_routes(
-    app: SandboxdApp, service: Service, routes: tuple[Route, ...], *, explain: Explain | None = None
+    app: SandboxdApp, service: Service, routes: tuple[Route, ...], *, authorize: Authorize, errors: ErrorFormat
 ) -> None:
-    """`explain` makes a dialect's answer of an error; without it the application's own is given."""
+    """Have the application answer these routes of a dialect, which authorises and says errors in its own way."""
     for route in routes:
         name = f"{route.method} {route.path}".replace(".", "_")
+        view = _View(route, service, authorize, errors)
         if route.streams == "websocket":
-            app.add_websocket(route.path, name, _websocket_view(route, service))
+            app.add_websocket(route.path, name, view.converse)
         else:
-            view = _view(route, service) if explain is None else _explained(_view(route, service), explain)
-            app.add_url_rule(route.path, name, view, methods=[route.method], strict_slashes=True)
+            app.add_url_rule(route.path, name, view.answer, methods=[route.method], strict_slashes=True)
 
 
-def _explained(view: Handler, explain: Explain) -> Handler:
-    async def explained(**parameters: str) -> Response:
+def add_error_handlers(app: SandboxdApp, errors: ErrorFormat) -> None:
+    """Have the application say what is at none of its routes."""
+
+    async def explain(error: Exception) -> Response:
+        return error_response(error, errors)
+
+    app.register_error_handler(HTTPException, explain)
+    app.register_error_handler(Exception, explain)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What answers the requests for one route."""
+
+    route: Route
+    service: Service
+    authorize: Authorize
+    errors: ErrorFormat
+
+    async def answer(self, **parameters: str) -> Response:
+        current = cast("PacedRequest", request)
+        conversation = conversation_of(current.scope)
+        conversation.errors = self.errors
         try:
-            answer: Response = await view(**parameters)
+            return await self._answer(current, conversation, {**conversation.parameters, **parameters})
         except Exception as error:
-            return explain(error)
-        return answer
+            return error_response(error, self.errors)
 
-    return explained
-
-
-def _view(route: Route, service: Service) -> Handler:
-    async def view(**parameters: str) -> Response:
-        conversation = conversation_of(request.scope)
-        caller = auth.authorize_request(conversation, service.keys, route.scope)
-        found = auth.find(service, caller, parameters)
+    async def _answer(
+        self, current: PacedRequest, conversation: Conversation, parameters: Mapping[str, str]
+    ) -> Response:
+        route, asked = self.route, self._asked(current, conversation, parameters)
+        grant = self.authorize(self.service, asked, route.scope)
         with conversation.unanswered():
             call = Call(
-                service=service,
-                caller=caller,
+                service=self.service,
                 conversation=conversation,
-                found=found,
-                query=_query(route),
-                body=await _body(route, service),
+                grant=grant,
+                headers=asked.headers,
+                arguments=asked.arguments,
+                content=current.body,
+                query=self._query(asked.arguments),
+                body=await self._body(current),
             )
             call.check_again()
-            answer: BaseModel | Response = await route.handler(call, **parameters)
+            answer: BaseModel | Response = await route.handler(call, **_rest(parameters))
         if isinstance(answer, BaseModel):
             return render(answer, route.status)
         if conversation.revoked:
             conversation.cut()
         return answer
 
-    return view
+    async def converse(self, **parameters: str) -> Response | None:
+        current = cast("HandlerWebsocket", websocket)
+        conversation = conversation_of(current.scope)
+        conversation.errors = self.errors
+        try:
+            asked = self._asked(current, conversation, {**conversation.parameters, **parameters})
+            call = Call(
+                service=self.service,
+                conversation=conversation,
+                grant=self.authorize(self.service, asked, self.route.scope),
+                headers=asked.headers,
+                arguments=asked.arguments,
+            )
+            await self.route.handler(call, **_rest(asked.parameters))
+        except NotFound as error:
+            # Who may ask is told like anybody else whose websocket ends: browsers show no answer to a handshake.
+            async with websocket_session(conversation):
+                raise error from None
+        except Exception as error:
+            if current.accepted:
+                raise
+            return error_response(error, self.errors)
+        return None
+
+    def _asked(
+        self, current: BaseRequestWebsocket, conversation: Conversation, parameters: Mapping[str, str]
+    ) -> Asked:
+        return Asked(
+            conversation=conversation,
+            headers=current.headers,
+            arguments=current.args.to_dict(),
+            parameters=parameters,
+        )
+
+    def _query(self, arguments: Mapping[str, str]) -> BaseModel | None:
+        if self.route.query is None:
+            return None
+        free = self.route.free_arguments
+        checked = {name: value for name, value in arguments.items() if free is None or not name.startswith(free)}
+        return validate_arguments(self.route.query, checked)
+
+    async def _body(self, current: PacedRequest) -> BaseModel | None:
+        if self.route.body is None:
+            return None
+        data = await current.body.read(limit=max(self.service.config.http.max_body_bytes, self.route.max_body_bytes))
+        if not data and self.route.optional_body:
+            data = b"{}"
+        return validate_body(self.route.body, data)
 
 
-def _websocket_view(route: Route, service: Service) -> Handler:
-    async def view(**parameters: str) -> None:
-        conversation = conversation_of(websocket.scope)
-        caller = auth.authorize_websocket(conversation, service.keys, route.scope)
-        found = auth.find(service, caller, parameters)
-        call = Call(service=service, caller=caller, conversation=conversation, found=found)
-        await route.handler(call, **parameters)
-
-    return view
+def _rest(parameters: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in parameters.items() if name not in _FOUND}
 
 
 def render(model: BaseModel, status: int = 200) -> Response:
+    """A model as a JSON response."""
     if is_large(model):
         return large_response(model.model_dump(mode="json"), status)
     return Response(model.model_dump_json().encode(), status, content_type="application/json")
 
 
-def _query(route: Route) -> BaseModel | None:
-    model = route.query
-    if model is None:
-        return None
-    given = {name: value for name, value in request.args.items() if not name.startswith("metadata.")}
-    return _validate(lambda: model.model_validate(given), "the query")
-
-
-async def _body(route: Route, service: Service) -> BaseModel | None:
-    if route.body is None:
-        return None
-    data = await read_body(limit=max(service.config.http.max_body_bytes, route.max_body_bytes))
-    if not data and route.optional_body:
-        data = b"{}"
-    model = route.body
-    return _validate(lambda: model.model_validate_json(data), "the request body")
-
-
-def validate_message(model: type[M], data: str | bytes) -> M:
-    """A websocket message as a model. Raises: InvalidRequest, Unprocessable."""
-    return _validate(lambda: model.model_validate_json(data), "the message")
-
-
-def _validate(validate: Callable[[], M], what: str) -> M:
-    try:
-        return validate()
-    except ValidationError as error:
-        problems = [_problem(item) for item in error.errors(include_url=False, include_context=False)]
-        malformed = any(item["type"] == "json_invalid" for item in error.errors())
-        kind: type[SandboxdError] = InvalidRequest if malformed else Unprocessable
-        summary = "; ".join(f"{problem['field']}: {problem['problem']}" for problem in problems[:5])
-        raise kind(f"cannot use {what}: {summary}", kind="invalid_request", problems=problems[:20]) from error
-
-
-def _problem(item: Any) -> dict[str, str]:
-    field = ".".join(str(part)[:100] for part in item["loc"]) or "(whole)"
-    return {"field": field, "problem": "unknown field" if item["type"] == "extra_forbidden" else item["msg"]}
+def error_response(error: Exception, errors: ErrorFormat) -> Response:
+    """Whatever was raised as a response, said as the dialect does."""
+    answer = answer_to(error, errors)
+    return Response(answer.body, answer.status, dict(answer.headers), content_type=answer.content_type)

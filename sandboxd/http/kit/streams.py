@@ -21,7 +21,8 @@ from typing import Any, Self, TypeVar
 import trio
 from quart.wrappers.response import ResponseBody
 
-from sandboxd.http.kit.conversation import Conversation
+from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.conversation import Conversation, key_revoked, stopping
 from sandboxd.http.server.stack import TrioResponse
 
 T = TypeVar("T")
@@ -172,7 +173,9 @@ class _StreamBody(OwningBody):
         self._keep_alive = keep_alive
         self._interval = interval
         self._conversation = conversation
-        self._over: bool = False
+        self._end: SandboxdError | None = None
+        """why the daemon ends it"""
+        self._over = False
         self._waiting = trio.CancelScope()
         self._channel: trio.abc.ReceiveChannel[T]
 
@@ -182,27 +185,37 @@ class _StreamBody(OwningBody):
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel, "the stream has ended")
             nursery.start_soon(self._end_when_stopping)
-            stack.enter_context(self._conversation.ended_gently(lambda: self._end("the key was revoked")))
+            stack.enter_context(self._conversation.ended_gently(lambda: self._end_by(key_revoked())))
             self._stack = stack.pop_all()
         return self
 
     async def __anext__(self) -> bytes:
-        if self._over:
-            raise StopAsyncIteration
+        if (end := self._cut_short()) is not None:
+            return self._last_words(end)
         # A channel's receive() either returns an item or is cancelled, never both: no item is lost here.
         with trio.move_on_after(self._interval) as self._waiting:
             try:
                 return self._encode(await self._channel.receive())
             except trio.EndOfChannel:
                 raise StopAsyncIteration from None
-        if self._keep_alive is None or self._over:
-            raise StopAsyncIteration
+        if (end := self._cut_short()) is not None:
+            return self._last_words(end)
+        assert self._keep_alive is not None, "without filler there is no interval"
         return self._keep_alive
+
+    def _cut_short(self) -> SandboxdError | None:
+        return self._end
+
+    def _last_words(self, why: SandboxdError) -> bytes:
+        if self._over or not (words := self._conversation.errors.end_stream(why)):
+            raise StopAsyncIteration
+        self._over = True
+        return words
 
     async def _end_when_stopping(self) -> None:
         await self._conversation.stopping.wait()
-        self._end("the daemon is stopping")
+        self._end_by(stopping())
 
-    def _end(self, why: str) -> None:
-        self._over = True
-        self._waiting.cancel(why)
+    def _end_by(self, why: SandboxdError) -> None:
+        self._end = self._end or why
+        self._waiting.cancel(why.message)

@@ -14,16 +14,16 @@ Whether the peer is alive at all is the transport's business: it pings, and clos
 import enum
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Self, cast
 
 import trio
 from quart import websocket
 
-from sandboxd.errors import SandboxdError
+from sandboxd.errors import SandboxdError, leaves
 from sandboxd.http.kit.conversation import Conversation, key_revoked
+from sandboxd.http.kit.errors import Close, ErrorFormat
 from sandboxd.http.server.connection import HandlerWebsocket, WebsocketDisconnected
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,6 @@ INBOUND_BYTES = 256 * 1024
 # Seconds a handler has, once its peer has left, to take what had arrived before it is cancelled.
 DISCONNECT_GRACE = 1.0
 
-# RFC 6455 §5.5: a control frame carries 125 bytes, two of them the code.
-MAX_REASON_BYTES = 123
-
 
 class Overflow(enum.Enum):
     """What happens when the peer sends faster than the handler takes."""
@@ -47,34 +44,9 @@ class Overflow(enum.Enum):
     CLOSE = enum.auto()  # the session ends with 1008: for peers that should hardly send at all
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
-    """A close frame. Codes: RFC 6455 §7.4 and the IANA registry; 4000-4999 are for applications."""
-
-    code: int
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        if not ((1000 <= self.code <= 1014 and self.code not in (1004, 1005, 1006)) or 3000 <= self.code <= 4999):
-            raise ValueError(f"cannot send websocket close code {self.code}: RFC 6455 reserves it")
-
-    @property
-    def short_reason(self) -> str:
-        """The reason cut to what a close frame can carry, at a character's edge."""
-        return self.reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-
-
 NORMAL = Close(1000)
 GOING_AWAY = Close(1001, "the daemon is stopping")
 OVERFLOW = Close(1008, f"cannot take messages that fast: {INBOUND_BYTES} bytes are waiting")
-INTERNAL_ERROR = Close(1011, "internal error")
-
-
-def close_for(error: Exception) -> Close:
-    """The close frame for an error: 1008 when the peer erred, 1011 when the daemon did."""
-    if isinstance(error, SandboxdError):
-        return Close(1008 if error.status < 500 else 1011, error.message)
-    return INTERNAL_ERROR
 
 
 class WebsocketSession:
@@ -106,6 +78,12 @@ class WebsocketSession:
         if not (self._closed or self._peer_left):
             self._closed = True
             await self._socket.close(close.code, close.short_reason)
+
+    async def _fail(self, error: SandboxdError, errors: ErrorFormat) -> None:
+        """Say why it ends: in a last message, if the dialect has one, and in the close code."""
+        if (message := errors.last_message(error)) is not None:
+            await self.send(message)
+        await self.close(errors.close(error))
 
     def __aiter__(self) -> Self:
         return self
@@ -155,45 +133,38 @@ async def websocket_session(
     *,
     subprotocol: str | None = None,
     overflow: Overflow = Overflow.WAIT,
-    close_for: Callable[[Exception], Close] = close_for,
 ) -> AsyncIterator[WebsocketSession]:
     """Accept the current websocket and run a session on it.
 
-    An exception that leaves the body ends here: the peer is told by the close code `close_for` gives it, and an
-    unexpected one is logged. A body still running when the peer has left, the daemon stops or the key is revoked is
-    cancelled.
+    An exception that leaves the body ends here: the peer is told as the dialect does, and an unexpected one is
+    logged. A body still running when the peer has left, the daemon stops or the key is revoked is cancelled.
     """
     socket = cast("HandlerWebsocket", websocket._get_current_object())  # type: ignore[attr-defined]
     await socket.accept(subprotocol=subprotocol)
     session = WebsocketSession(socket, overflow=overflow)
-    close = NORMAL
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session._receive_all)
-            nursery.start_soon(session._end_when, conversation.stopping, GOING_AWAY)
-            revoked = trio.Event()
-            nursery.start_soon(session._end_when, revoked, close_for(key_revoked()))
-            with conversation.ended_gently(revoked.set), session._body:
+    errors = conversation.errors
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session._receive_all)
+        nursery.start_soon(session._end_when, conversation.stopping, GOING_AWAY)
+        revoked = trio.Event()
+        nursery.start_soon(session._end_when, revoked, errors.close(key_revoked()))
+        with conversation.ended_gently(revoked.set), session._body, suppress(WebsocketDisconnected):
+            try:
                 yield session
-            nursery.cancel_scope.cancel("the session has ended")
-    except Exception as error:
-        close = _explain(error, close_for)
-    await session.close(close)
+            except Exception as error:
+                if (known := _known(error)) is not None:
+                    await session._fail(known, errors)
+        await session.close()
+        nursery.cancel_scope.cancel("the session has ended")
 
 
-def _explain(error: Exception, close_for: Callable[[Exception], Close]) -> Close:
-    causes = [cause for cause in _leaves(error) if not isinstance(cause, WebsocketDisconnected)]
+def _known(error: Exception) -> SandboxdError | None:
+    """The domain's error among what was raised; None if the peer has just left. What is unexpected is logged."""
+    causes = [cause for cause in leaves(error) if not isinstance(cause, WebsocketDisconnected)]
     if not causes:
-        return NORMAL
+        return None
     for cause in causes:
         if not isinstance(cause, SandboxdError):
             log.error("websocket handler failed", exc_info=cause)
-    return close_for(min(causes, key=lambda cause: not isinstance(cause, SandboxdError)))
-
-
-def _leaves(error: Exception) -> Iterator[Exception]:
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+    known = next((cause for cause in causes if isinstance(cause, SandboxdError)), None)
+    return known or SandboxdError("internal error")

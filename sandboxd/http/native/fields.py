@@ -4,7 +4,6 @@ Times are RFC 3339 in UTC, durations whole milliseconds (`_ms`), sizes bytes (`_
 """
 
 from datetime import UTC, datetime
-from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,7 +20,6 @@ from sandboxd.constraints import OptionalPath as OptionalPath
 from sandboxd.constraints import Path as Path
 from sandboxd.constraints import UserName as UserName
 from sandboxd.constraints import without_nul as without_nul
-from sandboxd.errors import SandboxdError
 
 
 class Request(BaseModel):
@@ -30,18 +28,6 @@ class Request(BaseModel):
 
 class Response(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class ErrorBody(Response):
-    """Every 4xx and 5xx."""
-
-    error: str
-    kind: str
-    details: dict[str, Any]
-
-    @classmethod
-    def of(cls, error: SandboxdError) -> Self:
-        return cls(error=error.message, kind=error.kind, details=error.facts)
 
 
 def rfc3339_time(seconds: float | None) -> datetime | None:

@@ -15,7 +15,8 @@ from quart.wrappers import Response
 
 from sandboxd import __version__, manual
 from sandboxd.errors import NotFound
-from sandboxd.http.kit.routes import Call, Route
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.routes import Route
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

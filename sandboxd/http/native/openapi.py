@@ -11,10 +11,11 @@ from pydantic.json_schema import models_json_schema
 from quart.wrappers import Response
 
 from sandboxd import __version__
-from sandboxd.http.kit.routes import Call, Route
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.kit.streams import to_json
 from sandboxd.http.native import attribute_docs, fields
-from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.errors import ErrorBody
 
 _PARAMETER = re.compile(r"<(\w+)>")
 _REF = "#/components/schemas/{model}"

@@ -53,7 +53,7 @@ API = (
     Route(method="POST", path="/v1/sandboxes", handler=sandboxes.create, scope=WRITE, optional_body=True,
           body=CreateSandbox, response=SandboxView, status=201, summary="Create a sandbox"),
     Route(method="GET", path="/v1/sandboxes", handler=sandboxes.list_all, scope=READ,
-          query=ListQuery, response=SandboxList,
+          query=ListQuery, free_arguments="metadata.", response=SandboxList,
           summary="List sandboxes, oldest first; metadata.KEY=VALUE filters by metadata"),
     Route(method="GET", path=SANDBOX, handler=sandboxes.get, scope=READ,
           response=SandboxView, summary="One sandbox, by id or name"),

@@ -1,54 +1,40 @@
 """The reverse proxy: requests for ports of sandboxes, answered by the programs that listen there.
 
-It stands before the application: what a finder (`routes.py`) recognizes goes to a port, all else passes. The
-client's side is the server's own HTTP/1.1 or HTTP/2, the program's side h11 (`upstream.py`); between the two
-pass parsed messages with checked headers (`headers.py`), never bytes, so that neither side can smuggle anything
-past the other. Bodies are passed on piece by piece, each side waiting for the other.
+What a dialect recognizes as meant for a port comes here before routing. The client's side is the server's own
+HTTP/1.1 or HTTP/2, the program's side h11 (`upstream.py`); between the two pass parsed messages with checked headers
+(`headers.py`), never bytes, so that neither side can smuggle anything past the other. Bodies are passed on piece by
+piece, each side waiting for the other.
 """
 
 import contextlib
-import logging
-from collections.abc import Mapping
 from typing import Any
 
 from sandboxd.errors import NotFound, SandboxdError, Unauthenticated, ungrouped
 from sandboxd.http.kit.auth import authorize, bearer_token, find_sandbox
 from sandboxd.http.kit.conversation import conversation_of
+from sandboxd.http.kit.errors import answer_to
+from sandboxd.http.kit.ports import TOKEN_NAME, PortRequest, Scope
 from sandboxd.http.proxy.exchange import ProxyExchange
 from sandboxd.http.proxy.forwarding import Receive, Send
-from sandboxd.http.proxy.headers import TOKEN_HEADER, TOKEN_NAME, first, from_another_site, token_of_cookies
-from sandboxd.http.proxy.routes import Finder, PortRequest
+from sandboxd.http.proxy.headers import TOKEN_HEADER, first, from_another_site, token_of_cookies
 from sandboxd.http.proxy.upstream import UpstreamPool
 from sandboxd.http.proxy.websocket import ProxyWebsocket
-from sandboxd.http.server.stack import ASGIFramework
 from sandboxd.model import ApiKey
 from sandboxd.model import Scope as KeyScope
 from sandboxd.service.api import Service
 from sandboxd.service.ports import check_port, opens
 from sandboxd.service.sandboxes.entry import Entry
 
-log = logging.getLogger(__name__)
-
-Scope = Mapping[str, Any]
-
 
 class PortProxy:
-    """An ASGI application before another."""
+    """Answers requests and websockets that are for programs. Owns: idle connections to those."""
 
-    def __init__(self, app: ASGIFramework, service: Service, finders: tuple[Finder, ...]) -> None:
-        self._app = app
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._finders = finders
         self._pool = UpstreamPool(service.ports)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        for find in self._finders:
-            if (wanted := find(scope)) is not None:
-                await self._answer(wanted, scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    async def _answer(self, wanted: PortRequest, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, wanted: PortRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the program answer; what it is refused for is said in the words of the conversation's dialect."""
         answering = _Answering(send)
         try:
             entry = self._admit(wanted, scope)
@@ -59,7 +45,7 @@ class PortProxy:
                 await self._relay(wanted, entry, scope, receive, answering)
         except SandboxdError as error:
             if not answering.begun:  # otherwise it is cut off
-                await _refuse(wanted, error, scope, send)
+                await _refuse(error, scope, send)
 
     async def _relay(self, wanted: PortRequest, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         kind = ProxyWebsocket if scope["type"] == "websocket" else ProxyExchange
@@ -69,12 +55,9 @@ class PortProxy:
             receive=receive,
             send=send,
             limits=self._service.config,
-            is_secret=self._is_key,
+            is_secret=self._service.keys.looks_like_key,
         )
         await exchange.run(self._pool, entry)
-
-    def _is_key(self, secret: str) -> bool:
-        return self._service.keys.find(secret) is not None
 
     # -- who may -------------------------------------------------------------------------------------------------
 
@@ -102,7 +85,7 @@ class PortProxy:
         bearer = bearer_token((first(headers, b"authorization") or b"").decode("latin-1"))
         plain = (first(headers, b"x-api-key") or b"").decode("latin-1") or None
         # Either may be the program's own affair; the one that is a key of ours counts.
-        secret = next((given for given in (bearer, plain) if given and self._is_key(given)), None)
+        secret = next((given for given in (bearer, plain) if given and self._service.keys.find(given)), None)
         try:
             return authorize(conversation_of(scope), secret, self._service.keys, KeyScope.WRITE)
         except Unauthenticated:
@@ -152,15 +135,12 @@ def _redirection(wanted: PortRequest, scope: Scope) -> list[tuple[bytes, bytes]]
 # -- answers of our own -----------------------------------------------------------------------------------------
 
 
-async def _refuse(wanted: PortRequest, error: SandboxdError, scope: Scope, send: Send) -> None:
-    body = wanted.error_body(error)
-    # So that a client can tell our 502 from the program's.
-    headers = [(b"content-type", b"application/json"), (b"x-sandboxd-error", error.kind.encode())]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="sandboxd"'))
-    if error.status in (429, 503):
-        headers.append((b"retry-after", str(error.facts.get("retry_after", 1)).encode()))
-    await _respond(send, error.status, headers, body, websocket=scope["type"] == "websocket")
+async def _refuse(error: SandboxdError, scope: Scope, send: Send) -> None:
+    answer = answer_to(error, conversation_of(scope).errors)
+    # The kind, so that a client can tell our 502 from the program's.
+    said = {"content-type": answer.content_type, "x-sandboxd-error": error.kind, **answer.headers}
+    headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in said.items()]
+    await _respond(send, answer.status, headers, answer.body, websocket=scope["type"] == "websocket")
 
 
 async def _respond(

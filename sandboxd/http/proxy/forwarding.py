@@ -8,8 +8,8 @@ import h11
 
 from sandboxd.config import Config
 from sandboxd.errors import InvalidRequest
+from sandboxd.http.kit.ports import PortRequest
 from sandboxd.http.proxy.headers import RawHeaders, first, to_program
-from sandboxd.http.proxy.routes import PortRequest
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -11,15 +11,16 @@ origin it shares with others.
                    origin are dropped, and cookies in both directions.
 """
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sandboxd.http.kit.ports import TOKEN_NAME
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 TOKEN_HEADER = b"x-sandboxd-token"
-TOKEN_NAME = b"sandboxd_token"
-"""of the query parameter and of the cookie"""
 
 # RFC 9110 §7.6.1, and what is only ever meant for the next hop.
 _HOP_BY_HOP = frozenset(
@@ -39,6 +40,9 @@ _HOP_BY_HOP = frozenset(
 _OURS = frozenset({b"host", b"content-length", b"expect", b"http2-settings", TOKEN_HEADER})
 _FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix"})
 _HANDSHAKE = b"sec-websocket-"
+
+# Of an answer: its date, and that it was not the program which refused.
+_OURS_TO_SAY = frozenset({b"date", b"x-sandboxd-error"})
 
 # Headers that act on an origin, not on one answer.
 _ACTS_ON_ORIGIN = frozenset(
@@ -96,11 +100,24 @@ def to_program(
 
 def _is_credential(name: bytes, value: bytes, is_secret: Callable[[str], bool]) -> bool:
     """Whether this is a key of the daemon's. Anything else in these headers is the program's own affair."""
-    text = value.decode("latin-1")
-    if name == b"authorization":
-        scheme, _, text = text.partition(" ")
-        return scheme.lower() == "bearer" and is_secret(text.strip())
-    return name == b"x-api-key" and is_secret(text)
+    text = value.decode("latin-1").strip()
+    if name == b"x-api-key":
+        return is_secret(text)
+    if name != b"authorization":
+        return False
+    scheme, _, credentials = text.partition(" ")
+    if scheme.lower() == "basic":
+        return any(is_secret(part) for part in _basic(credentials))
+    return is_secret(credentials.strip()) or is_secret(text)
+
+
+def _basic(credentials: str) -> tuple[str, str]:
+    """The user name and the password of Basic authentication (RFC 7617), empty where it is none."""
+    try:
+        user, _, password = base64.b64decode(credentials).decode("latin-1").partition(":")
+    except ValueError:
+        return "", ""
+    return user, password
 
 
 def _forwarded(scope: Mapping[str, Any], prefix: str | None) -> RawHeaders:
@@ -118,8 +135,8 @@ def _forwarded(scope: Mapping[str, Any], prefix: str | None) -> RawHeaders:
 
 
 def to_client(headers: Iterable[tuple[bytes, bytes]], *, prefix: str | None) -> RawHeaders:
-    """A response's headers for the client. The date is ours to say."""
-    kept = [(name, value) for name, value in end_to_end(headers) if name != b"date"]
+    """A response's headers for the client, without what is ours to say."""
+    kept = [(name, value) for name, value in end_to_end(headers) if name not in _OURS_TO_SAY]
     if prefix is None:
         return [(n, _COOKIE_DOMAIN.sub(b"", v) if n == b"set-cookie" else v) for n, v in kept if n != b"alt-svc"]
     kept = [
@@ -149,13 +166,6 @@ def token_of_cookies(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         pair.strip().partition(b"=") for name, value in headers if name == b"cookie" for pair in value.split(b";")
     )
     return next((value for name, _, value in pairs if name == TOKEN_NAME), None)
-
-
-def split_query(query: bytes) -> tuple[bytes, bytes | None]:
-    """The query without the token, byte for byte, and the token."""
-    parts = query.split(b"&")
-    tokens = [part.partition(b"=")[2] for part in parts if part.partition(b"=")[0] == TOKEN_NAME]
-    return b"&".join(part for part in parts if part.partition(b"=")[0] != TOKEN_NAME), next(iter(tokens), None)
 
 
 def from_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:

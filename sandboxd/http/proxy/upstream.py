@@ -67,6 +67,8 @@ class Upstream:
                 raise self._broken(f"it does not speak HTTP ({error})") from error
             if event is h11.NEED_DATA:
                 return None
+            if isinstance(event, h11.Response) and _says_its_length_twice(event):
+                raise self._broken("it says the length of its answer in two ways")
             if isinstance(event, type | h11.ConnectionClosed):
                 raise self._broken("it closed the connection")
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
@@ -109,6 +111,12 @@ class Upstream:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _says_its_length_twice(response: h11.Response) -> bool:
+    """RFC 9112 §6.3: an attempt at smuggling, or as good as one. A proxy before us may believe the other length."""
+    names = {name for name, _ in response.headers}
+    return {b"transfer-encoding", b"content-length"} <= names
 
 
 class UpstreamPool:

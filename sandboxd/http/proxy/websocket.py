@@ -17,7 +17,8 @@ from wsproto.utilities import LocalProtocolError, generate_accept_token, generat
 
 from sandboxd.errors import BadGateway
 from sandboxd.http.kit.conversation import conversation_of, key_revoked
-from sandboxd.http.kit.websockets import GOING_AWAY, Close, close_for
+from sandboxd.http.kit.errors import Close, close_for
+from sandboxd.http.kit.websockets import GOING_AWAY
 from sandboxd.http.proxy.forwarding import Forwarding
 from sandboxd.http.proxy.headers import RawHeaders, first, to_client
 from sandboxd.http.proxy.upstream import READ_BYTES, Upstream, UpstreamPool, no_answer

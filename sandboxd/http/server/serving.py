@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from sandboxd.errors import first_leaf
 from sandboxd.http.server.admission import ConnectionSlots, NoSlotError, Slot
 from sandboxd.http.server.listeners import Listener
 from sandboxd.http.server.peer import Peer, dialect_of, identify, peer_of, stopping_of
@@ -192,7 +193,7 @@ class Server:
             await transport.run()
         except Exception as error:
             self._failed += 1
-            log.warning("connection of %s ended by %r", peer, _leaf(error))
+            log.warning("connection of %s ended by %r", peer, first_leaf(error))
             log.debug("its traceback", exc_info=True)
         finally:
             self._live.discard(transport)
@@ -241,12 +242,6 @@ async def serve(
 ) -> None:
     """`Server.serve` for those who need no statistics."""
     await Server(app, limits=limits).serve(listeners, stop=stop, grace=grace, task_status=task_status)
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _patience(limits: ServingLimits) -> Patience:

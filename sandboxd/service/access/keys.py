@@ -101,6 +101,10 @@ class Keys:
             self._used[key.id] = clock.wall()
         return key
 
+    def looks_like_key(self, text: str) -> bool:
+        """Whether this is one of our keys, or has the form of one: that is a secret, even if it was revoked."""
+        return text.startswith(PREFIX) or _hash(text) in self._by_hash
+
     async def note_uses(self) -> None:
         """A task of the service."""
         while True:

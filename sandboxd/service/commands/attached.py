@@ -52,6 +52,9 @@ KILL_RETRY = 1.0
 # the last ended commands.
 RING_SIZE = 256 * 1024
 
+# Whom a signal to a command is for: its first process, the group of that, or all that the command has started.
+SIGNAL_SCOPES = {"leader": Scope.LEADER, "group": Scope.GROUP, "tree": Scope.TREE}
+
 STREAMS = {Stream.STDOUT: StreamName.STDOUT, Stream.STDERR: StreamName.STDERR}
 
 

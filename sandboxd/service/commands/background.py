@@ -22,7 +22,7 @@ from sandboxd.config import SandboxConfig
 from sandboxd.crashpoints import crash_point
 from sandboxd.errors import Conflict, NotFound, SandboxdError, SandboxLost, Unprocessable
 from sandboxd.isolation.init.client import Attachment, InitClient
-from sandboxd.isolation.init.messages import Listed
+from sandboxd.isolation.init.messages import Listed, StdinAck, StdinClosed
 from sandboxd.isolation.init.wire import CommandState, Scope
 from sandboxd.model import (
     CommandRecord,
@@ -60,6 +60,26 @@ STDIN_PATIENCE: Final = 30.0
 KILL_PATIENCE: Final = 10.0
 # Nobody announces the end of what nobody follows: of a machine that ends, or is deleted, under its readers.
 UNFOLLOWED_CHECK: Final = 0.5
+
+
+class CommandInput:
+    """A connection to a command's stdin. Made by BackgroundCommands.stdin() only."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+
+    async def send(self, data: bytes) -> None:
+        """Returns when sandbox-init has room for it, not when the command has read it."""
+        await self._attachment.send_stdin(data)
+
+    async def accepted(self) -> StdinAccepted:
+        """What the command has read since this connection was opened, each time it has read more."""
+        while True:
+            match await self._attachment.receive():
+                case StdinAck(bytes=total):
+                    return StdinAccepted(total)
+                case StdinClosed():
+                    return StdinAccepted(0, closed=True)
 
 
 class BackgroundCommands:
@@ -261,15 +281,20 @@ class BackgroundCommands:
 
     async def write_stdin(self, entry: Entry, command: Command, data: bytes) -> StdinAccepted:
         """Returns when the command has taken it all, closed its stdin, or not read on for STDIN_PATIENCE s."""
-        async with self.stdin(entry, command) as attachment:
+        async with self._stdin(entry, command) as attachment:
             closed = False
             with trio.move_on_after(STDIN_PATIENCE):
                 closed = not await attachment.feed(data)
             return StdinAccepted(attachment.taken, closed=closed)
 
     @asynccontextmanager
-    async def stdin(self, entry: Entry, command: Command) -> AsyncIterator[Attachment]:
-        """A connection to a command's stdin; it receives acknowledgements only. Raises: Conflict, Unprocessable."""
+    async def stdin(self, entry: Entry, command: Command) -> AsyncIterator["CommandInput"]:
+        """A connection to a command's stdin. Raises: Conflict, Unprocessable."""
+        async with self._stdin(entry, command) as attachment:
+            yield CommandInput(attachment)
+
+    @asynccontextmanager
+    async def _stdin(self, entry: Entry, command: Command) -> AsyncIterator[Attachment]:
         if not command.record.stdin:
             raise Unprocessable(
                 f"cannot write to command {command.record.id}: it was started without stdin", kind="no_stdin"

@@ -19,6 +19,7 @@ import trio
 from sandboxd import clock
 from sandboxd.errors import NotFound, SandboxdError, SandboxLost, TooManyRequests, Unprocessable
 from sandboxd.isolation.backend import RunningMachine
+from sandboxd.isolation.init import wire
 from sandboxd.isolation.init.client import InitError, InitGone
 from sandboxd.isolation.init.wire import WireError
 from sandboxd.model import (
@@ -33,6 +34,10 @@ from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.watches.intake import Intake, Pace
 from sandboxd.service.watches.queue import WatchQueue, cursor_after
 from sandboxd.store import Store
+
+# Of one pattern of what is not to be watched, in bytes, and of patterns: as much as sandbox-init takes.
+MAX_PATTERN = wire.MAX_PATTERN
+MAX_PATTERNS = wire.MAX_PATTERNS
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import trio
 from quart.wrappers import Response
 
 from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.large_json import small_or_large
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
 from sandboxd.http.native.code.schemas import (
     ContextInterrupted,

@@ -9,10 +9,11 @@ import trio
 from quart.wrappers import Response
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.large_json import small_or_large
-from sandboxd.http.kit.routes import Call, validate_message
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response, to_json
-from sandboxd.http.kit.websockets import Close, Overflow, WebsocketSession, websocket_session
+from sandboxd.http.kit.validation import validate_message
+from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
 from sandboxd.http.native.commands.attached_schemas import (
     Encoding,
     ExecPlain,
@@ -23,18 +24,17 @@ from sandboxd.http.native.commands.attached_schemas import (
     exit_facts,
     shell_facts,
 )
-from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.errors import ErrorBody
+from sandboxd.http.native.websockets import first_message
 from sandboxd.http.server.stack import TrioResponse
-from sandboxd.isolation.init.wire import Scope as SignalScope
 from sandboxd.model import CommandEvent, CommandExited, OutputChunk, OutputGap, StdinAccepted, StreamName
-from sandboxd.service.commands.attached import RunningCommand, attached_command, feed
+from sandboxd.service.commands.attached import SIGNAL_SCOPES, RunningCommand, attached_command, feed
 
 # Sent ahead of the command's reading by a client: half a pipe of 128 KiB is enough to keep one busy, and what waits
 # here is memory of ours.
 STDIN_WINDOW = 1024 * 1024
 
 _FRAME_PREFIX = {StreamName.STDOUT: b"\x01", StreamName.STDERR: b"\x02"}
-SCOPES = {"leader": SignalScope.LEADER, "group": SignalScope.GROUP, "tree": SignalScope.TREE}
 
 
 async def shell(call: Call) -> Response | TrioResponse:
@@ -107,37 +107,18 @@ class _OutputEncoder:
 # -- interactively ------------------------------------------------------------------------------------------------
 
 
-def close_for(error: Exception) -> Close:
-    if isinstance(error, SandboxdError):
-        return Close(4000 + error.status if error.status < 500 else 1011, error.message)
-    return Close(1011, "internal error")
-
-
 async def exec_websocket(call: Call) -> None:
-    async with websocket_session(call.conversation, overflow=Overflow.WAIT, close_for=close_for) as session:
-        try:
-            start = await _receive_start(session)
-            call.check_again()
-            terminal = start.terminal.to_domain() if start.terminal else None
-            spec = start.to_domain(stdin=start.stdin, terminal=terminal)
-            with ungrouped():
-                async with attached_command(call.entry, spec) as command, trio.open_nursery() as nursery:
-                    exec_session = _ExecSession(session, command)
-                    await exec_session.announce()
-                    nursery.start_soon(exec_session.obey, nursery.cancel_scope)
-                    nursery.start_soon(exec_session.feed)
-                    await exec_session.report()
-                    nursery.cancel_scope.cancel("the command ended")
-        except SandboxdError as error:
-            facts = ErrorBody.of(error).model_dump(mode="json")
-            await session.send(to_json({"type": "error", **facts, "status": error.status}))
-            await session.close(close_for(error))
-
-
-async def _receive_start(session: WebsocketSession) -> ExecStart:
-    async for message in session:
-        return validate_message(ExecStart, message)
-    raise InvalidRequest("cannot start: the client left before it said what to run")
+    async with websocket_session(call.conversation) as client:
+        start = await first_message(call, client, ExecStart)
+        terminal = start.terminal.to_domain() if start.terminal else None
+        spec = start.to_domain(stdin=start.stdin, terminal=terminal)
+        async with attached_command(call.entry, spec) as command, trio.open_nursery() as nursery:
+            exec_session = _ExecSession(client, command)
+            await exec_session.announce()
+            nursery.start_soon(exec_session.obey, nursery.cancel_scope)
+            nursery.start_soon(exec_session.feed)
+            await exec_session.report()
+            nursery.cancel_scope.cancel("the command ended")
 
 
 class _ExecSession:
@@ -197,7 +178,7 @@ class _ExecSession:
             await self._command.resize(validate_message(ExecResize, message).to_domain())
         elif kind == "signal":
             request = validate_message(ExecSignal, message)
-            await self._command.signal(request.number(), SCOPES[request.scope])
+            await self._command.signal(request.number(), SIGNAL_SCOPES[request.scope])
         elif validate_message(ExecPlain, message).type == "kill":
             await self._command.kill()
         else:

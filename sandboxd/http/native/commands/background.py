@@ -4,11 +4,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import trio
-from quart import request
 
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
-from sandboxd.http.native.commands.attached import SCOPES
 from sandboxd.http.native.commands.background_schemas import (
     CommandList,
     CommandView,
@@ -24,6 +22,7 @@ from sandboxd.http.native.commands.output import LogEncoder, facts_of, joined
 from sandboxd.http.native.fields import rfc3339_time
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandRecord, StdinAccepted, StreamName
+from sandboxd.service.commands.attached import SIGNAL_SCOPES
 from sandboxd.service.commands.follower import Command
 from sandboxd.service.sandboxes.entry import Entry
 
@@ -51,7 +50,7 @@ async def wait(call: Call, command: str) -> CommandView:
 
 async def signal(call: Call, command: str) -> CommandView:
     entry, found = _find(call, command)
-    await call.service.background.signal(entry, found, call.body.number(), SCOPES[call.body.scope])
+    await call.service.background.signal(entry, found, call.body.number(), SIGNAL_SCOPES[call.body.scope])
     return _view(call, entry, found)
 
 
@@ -129,7 +128,7 @@ async def _begin(call: Call, command: Command, wish: LogsWish) -> LogEncoder:
 async def follow_logs(call: Call, command: str) -> TrioResponse:
     entry, found = _find(call, command)
     wish: LogsWish = call.query
-    last = request.headers.get("last-event-id", "")
+    last = call.headers.get("last-event-id", "")
     if is_cursor(last):  # a reconnecting EventSource says where it was
         wish = wish.model_copy(update={"cursor": last})
     return sse_response(call.conversation, _follow(call, entry, found, await _begin(call, found, wish), wish.stream))

@@ -9,19 +9,21 @@ from contextlib import aclosing
 
 import trio
 
-from sandboxd.errors import Conflict, InvalidRequest, SandboxdError, SandboxLost, ungrouped
-from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.errors import Conflict, InvalidRequest, SandboxLost
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.errors import Close
 from sandboxd.http.kit.streams import to_json
-from sandboxd.http.kit.websockets import Close, Overflow, WebsocketSession, websocket_session
-from sandboxd.http.native.commands.attached import SCOPES, STDIN_WINDOW, close_for, message_type
+from sandboxd.http.kit.validation import validate_message
+from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
+from sandboxd.http.native.commands.attached import STDIN_WINDOW, message_type
 from sandboxd.http.native.commands.background_schemas import end_facts
 from sandboxd.http.native.commands.terminal_schemas import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal
 from sandboxd.http.native.commands.terminals import find
-from sandboxd.http.native.fields import ErrorBody
-from sandboxd.isolation.init.client import Attachment
-from sandboxd.isolation.init.messages import StdinAck, StdinClosed
+from sandboxd.http.native.errors import ErrorBody
+from sandboxd.http.native.websockets import first_message
 from sandboxd.model import CommandRecord, CommandStatus, OutputChunk, StreamName, TerminalSize
-from sandboxd.service.commands.background import BackgroundCommands
+from sandboxd.service.commands.attached import SIGNAL_SCOPES
+from sandboxd.service.commands.background import BackgroundCommands, CommandInput
 from sandboxd.service.commands.follower import Command
 from sandboxd.service.commands.terminals import Seat, Seats
 from sandboxd.service.sandboxes.entry import Entry
@@ -30,25 +32,11 @@ TAKEN_OVER = Close(4409, "another client has taken over")
 
 
 async def attach(call: Call, pty: str) -> None:
-    async with websocket_session(call.conversation, overflow=Overflow.WAIT, close_for=close_for) as session:
-        try:
-            wish = await _receive_attach(session)
-            call.check_again()
-            entry, command = find(call, pty)
-            seats = call.service.terminals.seats(command)
-            client = _Client(session, call.service.background, entry, command, seats)
-            with ungrouped():
-                await client.converse(wish)
-        except SandboxdError as error:
-            facts = ErrorBody.of(error).model_dump(mode="json")
-            await session.send(to_json({"type": "error", **facts, "status": error.status}))
-            await session.close(close_for(error))
-
-
-async def _receive_attach(session: WebsocketSession) -> AttachPty:
-    async for message in session:
-        return validate_message(AttachPty, message)
-    raise InvalidRequest("cannot attach: the client left before it said how")
+    async with websocket_session(call.conversation) as client:
+        wish = await first_message(call, client, AttachPty)
+        entry, command = find(call, pty)
+        seats = call.service.terminals.seats(command)
+        await _Client(client, call.service.background, entry, command, seats).converse(wish)
 
 
 class _Client:
@@ -187,7 +175,7 @@ class _Client:
         elif kind == "signal":
             self._require_writer("signal")
             wish = validate_message(PtySignal, message)
-            await self._background.signal(self._entry, self._command, wish.number(), SCOPES[wish.scope])
+            await self._background.signal(self._entry, self._command, wish.number(), SIGNAL_SCOPES[wish.scope])
         else:
             await self._plain(validate_message(PtyPlain, message).type)
 
@@ -214,21 +202,21 @@ class _Client:
         first = await self._waiting.receive()
         try:
             async with (
-                self._background.stdin(self._entry, self._command) as attachment,
+                self._background.stdin(self._entry, self._command) as stdin,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(self._acknowledge, attachment)
-                await attachment.send_stdin(first)
+                nursery.start_soon(self._acknowledge, stdin)
+                await stdin.send(first)
                 async for data in self._waiting:
-                    await attachment.send_stdin(data)
+                    await stdin.send(data)
         except Conflict:
             pass  # it has just ended, as the client will hear
 
-    async def _acknowledge(self, attachment: Attachment) -> None:
+    async def _acknowledge(self, stdin: CommandInput) -> None:
         while True:
-            event = await attachment.receive()
-            if isinstance(event, StdinAck):
-                self._taken = event.bytes
-                await self._say(type="stdin_ack", total=event.bytes)
-            elif isinstance(event, StdinClosed):
+            accepted = await stdin.accepted()
+            if accepted.closed:
                 await self._say(type="stdin_closed")
+            else:
+                self._taken = accepted.total
+                await self._say(type="stdin_ack", total=accepted.total)

@@ -1,6 +1,6 @@
 """Terminals: started, listed, polled, typed into, resized, ended. Their websocket is in terminal_websocket.py."""
 
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.native.commands.background_schemas import StdinView, decode_base64
 from sandboxd.http.native.commands.terminal_schemas import PtyList, PtyOutputView, PtyView
 from sandboxd.service.commands.follower import Command

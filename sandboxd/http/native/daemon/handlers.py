@@ -3,7 +3,7 @@
 import time
 
 from sandboxd import __version__
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.native.daemon.schemas import CapabilitiesView, Health
 
 LIMITS = ("memory", "swap", "pids", "cpu", "io", "disk")

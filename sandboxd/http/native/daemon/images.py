@@ -4,13 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import trio
-from quart import request
 
 from sandboxd.errors import SandboxdError
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.daemon.schemas import ImageDeleted, ImageList, ImageView
-from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.errors import ErrorBody
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.images import jobs, recipes
 
@@ -29,7 +28,7 @@ async def delete(call: Call, image: str) -> ImageDeleted:
 
 
 async def import_tar(call: Call) -> ImageView:
-    return ImageView.of(await jobs.import_archive(call.service.images, call.query.name, aiter(request.body)))
+    return ImageView.of(await jobs.import_archive(call.service.images, call.query.name, aiter(call.stream)))
 
 
 async def build(call: Call) -> TrioResponse:

@@ -1,6 +1,6 @@
 """API keys."""
 
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.native.daemon.schemas import CreatedKey, KeyList, KeyRevoked, KeyView
 
 

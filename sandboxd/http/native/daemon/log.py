@@ -3,9 +3,8 @@
 from collections.abc import AsyncGenerator
 
 import trio
-from quart import request
 
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.daemon.log_schemas import LogList, LogView
 from sandboxd.http.server.stack import TrioResponse
@@ -17,7 +16,7 @@ LINES_AT_ONCE = 1000
 
 
 async def log(call: Call) -> LogList | TrioResponse:
-    if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
+    if call.query.follow or call.wants_events:
         return sse_response(
             call.conversation, _follow(RECENT_LOG.last_id if call.query.after is None else call.query.after)
         )

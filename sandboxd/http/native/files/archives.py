@@ -2,10 +2,8 @@
 
 from typing import Final
 
-from quart import request
-
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.compression import Gzip, decoded_body
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import OwningBody
 from sandboxd.http.native.files.operations import files_of
 from sandboxd.http.native.files.views import (
@@ -24,7 +22,7 @@ _CONTENT_TYPES: Final = {
 
 async def unpack(call: Call) -> UnpackedFiles:
     query = call.query
-    body = decoded_body(aiter(request.body), request.headers)
+    body = decoded_body(aiter(call.stream), call.headers)
     done = await files_of(call).unpack(
         query.place, body, query.format, spool=call.service.config.state_dir, owners=query.owners
     )

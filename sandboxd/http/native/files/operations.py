@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from quart.wrappers import Response
 
 from sandboxd.errors import Unprocessable
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.large_json import small_or_large
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.files.schemas import WriteBytes, WriteText
 from sandboxd.http.native.files.views import (
     Changed,

@@ -4,14 +4,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
-from quart import request
 from quart.wrappers import Response
 from quart.wrappers.response import ResponseBody
+from werkzeug.datastructures import Headers
 
 from sandboxd.errors import Conflict
 from sandboxd.http.kit import ranges
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.compression import Gzip, decoded_body, wants_gzip
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.kit.streams import OwningBody
 from sandboxd.http.native.files.operations import files_of
 from sandboxd.http.native.files.schemas import UploadPartQuery, UploadQuery
@@ -36,7 +36,7 @@ ATTEMPTS: Final = 5
 
 
 async def upload(call: Call) -> Written:
-    body = decoded_body(aiter(request.body), request.headers)
+    body = decoded_body(aiter(call.stream), call.headers)
     options = replace(_options(call.query), atomic=call.query.atomic)
     size = await files_of(call).write(call.query.place, body, options)
     return Written.at(call.query.place, size=size)
@@ -44,7 +44,7 @@ async def upload(call: Call) -> Written:
 
 async def upload_part(call: Call) -> UploadState:
     query = call.query
-    body = decoded_body(aiter(request.body), request.headers)
+    body = decoded_body(aiter(call.stream), call.headers)
     options = _options(query)
     offset = await files_of(call).append_part(
         query.place, body, offset=query.offset, complete=query.complete, options=options
@@ -71,23 +71,23 @@ async def drop_upload(call: Call) -> Located:
 
 async def download(call: Call) -> Response:
     files, path = files_of(call), call.query.place
-    return await (_download_part if "Range" in request.headers else _download_whole)(files, path)
+    return await (_download_part if "Range" in call.headers else _download_whole)(call.headers, files, path)
 
 
-async def _download_whole(files: Files, path: bytes) -> Response:
+async def _download_whole(headers: Headers, files: Files, path: bytes) -> Response:
     body = FileBody(files, path)
-    plan = ranges.plan(_resource(await body.open()), request.headers)
+    plan = ranges.plan(_resource(headers, await body.open()), headers)
     if plan.has_body:
         return _with_body(plan, body)
     await body.close()
     return _without_body(plan)
 
 
-async def _download_part(files: Files, path: bytes) -> Response:
+async def _download_part(headers: Headers, files: Files, path: bytes) -> Response:
     """Where a part begins depends on the whole, which may be replaced between the look at it and the reading."""
     for _ in range(ATTEMPTS):
         info = await files.stat(path)
-        plan = ranges.plan(_resource(info), request.headers)
+        plan = ranges.plan(_resource(headers, info), headers)
         if not plan.has_body:
             return _without_body(plan)
         body = FileBody(files, path, plan)
@@ -97,15 +97,15 @@ async def _download_part(files: Files, path: bytes) -> Response:
     raise Conflict(f"cannot read a part of {show(path)}: it keeps changing", kind="changing")
 
 
-def _resource(file: FileInfo | FileHeader) -> ranges.Resource:
-    gzip = wants_gzip(request.headers) and "Range" not in request.headers
-    headers = {"content-encoding": "gzip"} if gzip else {}
+def _resource(headers: Headers, file: FileInfo | FileHeader) -> ranges.Resource:
+    gzip = wants_gzip(headers) and "Range" not in headers
+    encoding = {"content-encoding": "gzip"} if gzip else {}
     return ranges.Resource(
         size=file.size,
         version=version_of(file) + ("-gzip" if gzip else ""),
         modified=file.mtime_ns / 1e9,
         ranges=file.size > 0 and not gzip,
-        headers={**headers, "vary": "accept-encoding", "x-content-type-options": "nosniff"},
+        headers={**encoding, "vary": "accept-encoding", "x-content-type-options": "nosniff"},
     )
 
 

@@ -4,12 +4,13 @@ from typing import Literal
 
 import trio
 
-from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
-from sandboxd.http.kit.routes import Call, validate_message
+from sandboxd.errors import InvalidRequest
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.errors import Close
 from sandboxd.http.kit.streams import to_json
-from sandboxd.http.kit.websockets import Close, WebsocketSession, websocket_session
-from sandboxd.http.native.commands.attached import close_for
-from sandboxd.http.native.fields import ErrorBody, Request
+from sandboxd.http.kit.validation import validate_message
+from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
+from sandboxd.http.native.fields import Request
 from sandboxd.http.native.ports.schemas import (
     ConcealedPort,
     ExposedPort,
@@ -64,19 +65,11 @@ class EndOfStream(Request):
 
 async def stream(call: Call, port: str) -> None:
     """Binary messages are the bytes; `{"type": "eof"}` is the end of one direction; both, and it closes with 1000."""
-    async with websocket_session(call.conversation, close_for=close_for) as session:
+    async with websocket_session(call.conversation) as client:
+        connection = await call.service.ports.connect(call.entry, _number(port))
         try:
-            entry = call.entry
-            connection = await call.service.ports.connect(entry, _number(port))
-        except SandboxdError as error:
-            facts = ErrorBody.of(error).model_dump(mode="json")
-            await session.send(to_json({"type": "error", **facts, "status": error.status}))
-            await session.close(close_for(error))
-            return
-        try:
-            await session.send(to_json({"type": "connected"}))
-            with ungrouped():
-                await _Relay(session, connection).run()
+            await client.send(to_json({"type": "connected"}))
+            await _Relay(client, connection).run()
         finally:
             connection.close()
 

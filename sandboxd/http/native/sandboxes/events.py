@@ -4,11 +4,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import trio
-from quart import request
 
 from sandboxd.errors import NotFound
 from sandboxd.http.kit.auth import require_all
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.sandboxes.schemas import EventList, EventView
 from sandboxd.http.server.stack import TrioResponse
@@ -16,8 +15,8 @@ from sandboxd.http.server.stack import TrioResponse
 
 async def events(call: Call) -> EventList | TrioResponse:
     sandbox = _whose(call)
-    if call.query.follow or request.accept_mimetypes.best == "text/event-stream":
-        after = resume_after(call.query.after)
+    if call.query.follow or call.wants_events:
+        after = resume_after(call)
         if after is None:
             after = await call.service.events.last_id()
         # From now on, not from when the stream begins: a client with the headers may do what it wants to hear of.
@@ -41,10 +40,10 @@ def _whose(call: Call) -> str | None:
         return wanted
 
 
-def resume_after(after: int | None) -> int | None:
-    """A reconnecting EventSource says where it was."""
-    last = request.headers.get("last-event-id", "")
-    return int(last) if last.isdecimal() and len(last) < 19 else after
+def resume_after(call: Call) -> int | None:
+    """Where the client was: a reconnecting EventSource says so in a header, others in the query."""
+    last = call.headers.get("last-event-id", "")
+    return int(last) if last.isdecimal() and len(last) < 19 else call.query.after
 
 
 @trio.as_safe_channel

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-from quart import request
-
 from sandboxd.constraints import mapping_bytes
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.pages import page_of
-from sandboxd.http.kit.routes import Call
 from sandboxd.http.native.sandboxes.schemas import Deleted, MetricsView, SandboxList, SandboxView
 from sandboxd.model import Sandbox
 
@@ -21,7 +19,7 @@ async def create(call: Call) -> SandboxView:
 
 async def list_all(call: Call) -> SandboxList:
     wanted = {
-        name.removeprefix("metadata."): value for name, value in request.args.items() if name[:9] == "metadata."
+        name.removeprefix("metadata."): value for name, value in call.arguments.items() if name[:9] == "metadata."
     }
     matching = [
         sandbox

@@ -3,15 +3,14 @@
 from collections.abc import AsyncIterator
 from types import TracebackType
 
-from quart import request
 from quart.wrappers.response import ResponseBody
 
 from sandboxd.constraints import mapping_bytes
 from sandboxd.errors import SandboxdError
 from sandboxd.http.kit.auth import require_all
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.pages import page_of
-from sandboxd.http.kit.routes import Call
-from sandboxd.http.native.fields import ErrorBody
+from sandboxd.http.native.errors import ErrorBody
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.http.native.snapshots.schemas import (
     Cloned,
@@ -71,7 +70,7 @@ async def export(call: Call) -> TrioResponse:
 
 
 async def import_file(call: Call) -> SnapshotView:
-    chunks = aiter(request.body)
+    chunks = aiter(call.stream)
     return _view(call, await call.service.transfer.import_file(chunks, name=call.query.name, owner=call.owner))
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, RootModel, StringConstraints
 
-from sandboxd.http.native.fields import DAY_MS, Description, ErrorBody, Metadata, Name, Request, Response
+from sandboxd.http.native.errors import ErrorBody
+from sandboxd.http.native.fields import DAY_MS, Description, Metadata, Name, Request, Response
 from sandboxd.http.native.sandboxes.schemas import SandboxView
 from sandboxd.model import CopyCost, Layer, Snapshot
 from sandboxd.service.snapshots.use import StorageUse

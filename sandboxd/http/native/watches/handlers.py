@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import trio
 
-from sandboxd.http.kit.routes import Call
+from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.native.sandboxes.events import resume_after
 from sandboxd.http.native.watches.schemas import (
@@ -45,7 +45,7 @@ async def poll(call: Call, watch: str) -> WatchEvents:
 async def stream(call: Call, watch: str) -> TrioResponse:
     entry = call.entry
     found = call.service.watches.get(entry, watch)
-    return sse_response(call.conversation, _follow(call, entry, found, resume_after(call.query.after)))
+    return sse_response(call.conversation, _follow(call, entry, found, resume_after(call)))
 
 
 async def stop(call: Call, watch: str) -> WatchStopped:

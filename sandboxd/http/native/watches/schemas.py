@@ -7,10 +7,9 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, StringConstraints
 
 from sandboxd.http.native.fields import Request, Response, UserName, rfc3339_time, without_nul
-from sandboxd.isolation.init.wire import MAX_PATTERN, MAX_PATTERNS
 from sandboxd.model import OverflowReason, WatchEvent, WatchEventType, WatchSource, WatchSpec
 from sandboxd.service.watches.queue import MAX_EVENTS
-from sandboxd.service.watches.registry import Watch
+from sandboxd.service.watches.registry import MAX_PATTERN, MAX_PATTERNS, Watch
 
 MAX_WAIT_MS = 60_000
 
