@@ -12,9 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { FIRST_LINKS = 64 };
+
+/* Of <linux/magic.h>, which not every C library comes with. */
+enum { PROC_MAGIC = 0x9fa0, SYSFS_MAGIC = 0x62656572, CGROUP2_MAGIC = 0x63677270 };
 
 /* Files with several names, by what they are; an open-addressed table, at most half full. */
 struct link {
@@ -28,6 +32,7 @@ struct packing {
     struct failure *failure;
     struct place place; /* relative to the directory that is packed */
     bool hardlinks;
+    dev_t device; /* of the directory that is packed */
     struct link *links;
     size_t link_count, link_capacity;
 };
@@ -138,6 +143,18 @@ static int pack_file(struct packing *packing, int at, const char *name)
 
 static int pack_entry(struct packing *, int at, const char *name, unsigned depth);
 
+/* Whether a directory is one of the kernel's: what is in /proc and /sys belongs to no archive of what lies around it. */
+static bool is_of_the_kernel(int at, const char *name)
+{
+    struct statfs status;
+    int fd = openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    bool found = fd >= 0 && fstatfs(fd, &status) == 0 &&
+                 (status.f_type == PROC_MAGIC || status.f_type == SYSFS_MAGIC || status.f_type == CGROUP2_MAGIC);
+    if (fd >= 0)
+        close(fd);
+    return found;
+}
+
 static int pack_directory(struct packing *packing, int directory, unsigned depth)
 {
     struct names names;
@@ -165,7 +182,7 @@ static int pack_entry(struct packing *packing, int at, const char *name, unsigne
         return pack_file(packing, at, name);
     put_entry(packing->worker, at, name, packing->place.path, &status, NULL);
     worker_send(packing->worker);
-    if (!S_ISDIR(status.st_mode))
+    if (!S_ISDIR(status.st_mode) || (status.st_dev != packing->device && is_of_the_kernel(at, name)))
         return 0;
     if (depth >= MAX_NESTING)
         return cannot_pack(packing, ELOOP);
@@ -188,6 +205,7 @@ int file_pack(struct worker *worker, const struct request *request, struct failu
     int directory = open_directory(AT_FDCWD, path, 0);
     if (directory < 0 || fstat(directory, &status) < 0)
         return fail(failure, errno, "file", "cannot pack directory \"%.300s\"", path);
+    packing.device = status.st_dev;
     /* The directory itself comes first, as ".". */
     put_entry(worker, directory, ".", ".", &status, NULL);
     if (pack_directory(&packing, directory, 0) < 0)

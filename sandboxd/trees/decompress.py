@@ -1,11 +1,11 @@
 """Recognizes and undoes the compression of an archive, in bounded memory."""
 
 import bz2
-import contextlib
 import lzma
+import os
+import select
 import shutil
 import subprocess
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,7 +150,7 @@ def decompressed(archive: IO[bytes]) -> Iterator[ByteSource]:
 
 @contextmanager
 def _zstd(compressed: ByteSource) -> Iterator[ByteSource]:
-    """Python has no zstd before 3.14, so the program undoes it, fed by a thread: the archive need not be a file."""
+    """Python has no zstd before 3.14, so the program undoes it."""
     program = shutil.which("zstd")
     if program is None:
         raise ArchiveError("cannot unpack the archive: it is compressed with zstd; install the package zstd")
@@ -159,21 +159,62 @@ def _zstd(compressed: ByteSource) -> Iterator[ByteSource]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        bufsize=0,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    feeder = threading.Thread(target=_feed, args=(compressed, process.stdin), name="zstd feeder")
-    feeder.start()
     try:
-        yield process.stdout
+        yield _Piped(compressed, process)
     finally:
         process.kill()
-        process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
         process.wait()
-        feeder.join()  # its next write fails, now that nobody reads
 
 
-def _feed(compressed: ByteSource, stdin: IO[bytes]) -> None:
-    with contextlib.suppress(OSError), stdin:  # also what closing flushes may find nobody to read it
-        while chunk := compressed.read(_CHUNK):
-            stdin.write(chunk)
+class _Piped:
+    """Reads what a program makes of `source`. It is fed from here, as it takes it, and by no thread beside this one:
+
+    reading the source may be possible in the caller's thread only.
+    """
+
+    def __init__(self, source: ByteSource, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._source = source
+        self._process = process
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._waiting = memoryview(b"")
+        os.set_blocking(self._stdin.fileno(), False)
+        self._poll = select.poll()
+        self._poll.register(self._stdin, select.POLLOUT)
+        self._poll.register(self._stdout, select.POLLIN)
+
+    def read(self, size: int, /) -> bytes:
+        while self._stdout.fileno() not in (ready := {descriptor for descriptor, _ in self._poll.poll()}):
+            if not self._stdin.closed and self._stdin.fileno() in ready:
+                self._feed()
+        data = os.read(self._stdout.fileno(), size)
+        if not data and self._failed():
+            raise ArchiveError("cannot unpack the archive: its compression is damaged")
+        return data
+
+    def _failed(self) -> bool:
+        """Having closed its output it may still wait for more input, of which it would make nothing."""
+        self._end_feeding()
+        return self._process.wait() != 0
+
+    def _feed(self) -> None:
+        if not self._waiting:
+            self._waiting = memoryview(self._source.read(_CHUNK))
+        try:
+            if self._waiting:
+                self._waiting = self._waiting[os.write(self._stdin.fileno(), self._waiting) :]
+                return
+        except BrokenPipeError:  # it has found a fault, or its end
+            pass
+        self._end_feeding()
+
+    def _end_feeding(self) -> None:
+        if not self._stdin.closed:
+            self._poll.unregister(self._stdin)
+            self._stdin.close()

@@ -13,6 +13,8 @@ _TYPES: Final = {
     EntryType.FIFO: tarfile.FIFOTYPE,
 }
 _END: Final = bytes(2 * BLOCK)
+_MOST_FILLED: Final = 1 << 20
+"""Bytes that a file may lack for an error to be told behind it."""
 
 
 class TarEncoder:
@@ -20,11 +22,12 @@ class TarEncoder:
 
     def __init__(self) -> None:
         self._size = 0
+        self._left = 0
 
     def begin(self, entry: TarEntry, *, owner: str = "", group: str = "") -> bytes:
         """b"" for what an archive cannot hold; that has no content either."""
         kind = _TYPES.get(entry.type)
-        self._size = 0
+        self._size = self._left = 0
         if kind is None:
             return b""
         info = tarfile.TarInfo(_text(entry.path))
@@ -34,21 +37,30 @@ class TarEncoder:
         # Whole seconds fit the header; fractions would cost every file a kilobyte.
         info.mtime = entry.mtime_ns // 1_000_000_000
         info.linkname = _text(entry.link)
-        self._size = info.size = entry.size if entry.type is EntryType.FILE else 0
+        self._size = self._left = info.size = entry.size if entry.type is EntryType.FILE else 0
         return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
     def content(self, data: bytes) -> bytes:
+        self._left -= len(data)
         return data
 
     def end(self) -> bytes:
-        return bytes(-self._size % BLOCK)
+        padding, self._size = bytes(-self._size % BLOCK), 0
+        return padding
 
     def finish(self) -> bytes:
         return _END
 
     def fail(self, reason: str) -> bytes:
-        """Say why the archive ends here: no reader takes it for complete, and ours says why."""
-        return tarfile.TarInfo.create_pax_global_header({ERROR_RECORD.decode(): reason})
+        """Say why the archive ends here: no reader takes it for complete, and ours says why.
+
+        Only where a header can stand: in the middle of a file that lacks much there is nothing to say.
+        """
+        if self._left > _MOST_FILLED:
+            return b""
+        return (
+            bytes(self._left) + self.end() + tarfile.TarInfo.create_pax_global_header({ERROR_RECORD.decode(): reason})
+        )
 
 
 def _text(name: bytes) -> str:

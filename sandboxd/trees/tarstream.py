@@ -107,8 +107,10 @@ class TarReader:
     Raises ArchiveError for anything malformed, truncated archives included.
     """
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, *, empty: bool = False) -> None:
+        """`empty`: an archive without entries is one, too."""
         self._source = source
+        self._empty = empty
         self._globals: dict[bytes, bytes] = {}
         self._remaining = 0  # bytes of the current entry's data not read yet
         self._padding = 0
@@ -153,7 +155,7 @@ class TarReader:
         """The next header block, or None at the end of the archive."""
         block = self._exactly(BLOCK)
         if not block.strip(b"\0"):
-            if first:
+            if first and not self._empty:
                 raise ArchiveError("cannot unpack the archive: it is empty")
             return None
         if not _is_header(block):

@@ -1,8 +1,11 @@
 """Directories in and out as archives: …/archive"""
 
+import hashlib
 import io
 import os
+import random
 import stat
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -13,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sandboxd.trees.tarstream import ArchiveTruncated, TarReader
 from tests.support.daemon import Answer, Daemon
 from tests.support.sandbox import Box
 from tests.support.waiting import wait_until
@@ -191,7 +195,7 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
     "character device": (tar_of([("dev", {"type": tarfile.CHRTYPE}, b"")]), "tar", "bad_archive"),
     "block device": (tar_of([("dev", {"type": tarfile.BLKTYPE}, b"")]), "tar", "bad_archive"),
     "fifo": (tar_of([("pipe", {"type": tarfile.FIFOTYPE}, b"")]), "tar", "bad_archive"),
-    "a file of holes": (sparse(), "tar", "bad_archive"),
+    "a file of holes": (sparse(), "tar", "archive_too_large"),
     "cut short": (tar_of([("f", {}, bytes(10_000))])[:5000], "tar", "bad_archive"),
     "no archive": (os.urandom(10_000), "tar", "bad_archive"),
     "nothing": (b"", "tar", "bad_archive"),
@@ -210,7 +214,8 @@ def test_hostile_archives_are_refused_and_write_nothing_outside(root_daemon: Dae
     data, format_, kind = HOSTILE[case]
     box = Box(root_daemon, root_daemon.create())
     answer = put(box, "/tmp/deep/in", data, f"&format={format_}&user=root")
-    assert (answer.status, answer.json["kind"]) == (422, kind), answer.data
+    status = 413 if kind == "archive_too_large" else 422
+    assert (answer.status, answer.json["kind"]) == (status, kind), answer.data
     assert box.shell("ls /tmp; ls /tmp/deep; md5sum < /etc/passwd; stat -c %h /etc/passwd")["stdout"].split()[:2] == [
         "deep",
         "in",
@@ -269,7 +274,55 @@ def test_a_file_that_may_not_be_read_cuts_the_archive_with_a_word(box: Box) -> N
     with pytest.raises(Exception) as raised:
         get(box, "/tmp/t")
     assert "IncompleteRead" in repr(raised.value)
-    assert b"SANDBOXD.error=cannot pack" in getattr(raised.value, "partial", b"")
+    partial = getattr(raised.value, "partial", b"")
+    assert b"SANDBOXD.error=cannot pack" in partial
+    # And where a reader looks for it, behind a file that does not fill its last block.
+    assert partial.startswith(b"./a\0") or partial[512:].startswith((b"./a\0", b"a\0"))
+    with pytest.raises(ArchiveTruncated, match="cannot pack"):
+        list(TarReader(io.BytesIO(partial)))
+
+
+def test_an_archive_of_megabytes_may_be_compressed_with_zstd(box: Box) -> None:
+    """It is read by the program zstd, which is fed as the client sends."""
+    content = random.Random(7).randbytes(3 * MIB)
+    packed = subprocess.run(["zstd", "-q"], input=tar_of([("data", {}, content)]), capture_output=True, check=True)
+    assert len(packed.stdout) > 2 * MIB
+    assert put(box, "/tmp/z", packed.stdout).status == 200
+    assert box.shell("md5sum < /tmp/z/data")["stdout"].split()[0] == hashlib.md5(content).hexdigest()
+    damaged = packed.stdout[:MIB] + bytes(100) + packed.stdout[MIB + 100 :]
+    assert put(box, "/tmp/z2", damaged).json["kind"] == "bad_archive"
+
+
+def test_an_archive_of_nothing_is_one(box: Box) -> None:
+    answer = put(box, "/tmp/none", tar_of([]))
+    assert (answer.status, answer.json["entries"]) == (200, 0), answer.data
+
+
+@pytest.mark.parametrize("format_", ["gnu", "pax"])
+def test_a_sparse_file_arrives_with_its_holes_as_zeros(box: Box, tmp_path: Path, format_: str) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.write(b"begin")
+        file.seek(3 * MIB)
+        file.write(b"middle")
+        file.truncate(5 * MIB + 3)
+    command = ["tar", "-C", tmp_path, f"--format={format_}", "--sparse", "-c", "sparse"]
+    packed = subprocess.run(command, capture_output=True, check=True).stdout
+    assert len(packed) < MIB
+    assert put(box, "/tmp/sparse", packed).status == 200
+    whole = (tmp_path / "sparse").read_bytes()
+    assert box.shell("md5sum < /tmp/sparse/sparse")["stdout"].split()[0] == hashlib.md5(whole).hexdigest()
+
+
+def test_root_packs_all_but_what_the_kernel_makes_up(root_daemon: Daemon) -> None:
+    box = Box(root_daemon, root_daemon.create(user="root"))
+    box.shell("echo here > /opt/here")
+    answer = get(box, "/")
+    with tarfile.open(fileobj=io.BytesIO(answer.data)) as archive:
+        names = {name.removeprefix("./") for name in archive.getnames()}
+    assert {"proc", "opt/here", "etc/passwd"} <= names
+    assert not any(name.startswith(("proc/", "sys/")) for name in names)
+    assert get(box, "/proc/sys/kernel/random").status == 200
+    root_daemon.delete(box.id)
 
 
 def test_an_upload_that_is_cut_off_leaves_the_sandbox_well(box: Box) -> None:

@@ -6,7 +6,7 @@ by what it takes. What is refused in an archive, after everything before it has 
 
     names             absolute, or with ".." in them
     anything but      files, directories, symbolic links, hard links to names in the archive
-    sparse files      with holes that no data stand for
+    sparse files      with more than MAX_HOLES bytes of holes in all; what is less is sent as zeros
     counts            more than MAX_ENTRIES entries; zip: kernel.zipread's limits
 
 Setuid and setgid bits are dropped, as are owners unless they are asked for. Existing directories keep their modes.
@@ -34,6 +34,7 @@ from sandboxd.trees.zipencode import ZipEncoder
 from sandboxd.trees.zipread import ZipReader
 
 MAX_ENTRIES: Final = 1_000_000
+MAX_HOLES: Final = 1 << 30
 PIECE: Final = 256 * 1024
 # A thread for each upload under way, most of which wait for their client.
 _limiter: Final = trio.CapacityLimiter(64)
@@ -232,7 +233,7 @@ class _Frames:
 
 def _unpack_tar(body: _BodyFile, sink: _Frames, spool: Path) -> None:
     with decompressed(cast("IO[bytes]", body)) as source:
-        _translate(TarReader(source), sink)
+        _translate(TarReader(source, empty=True), sink)
 
 
 def _unpack_zip(body: _BodyFile, sink: _Frames, spool: Path) -> None:
@@ -243,14 +244,41 @@ def _unpack_zip(body: _BodyFile, sink: _Frames, spool: Path) -> None:
 
 
 def _translate(reader: _Reader, sink: _Frames) -> None:
+    holes = 0
     for number, entry in enumerate(reader):
         if number >= MAX_ENTRIES:
             raise ArchiveTooLarge(f"cannot unpack the archive: it has more than {MAX_ENTRIES} entries")
         if path := plain_path(entry.path):
             sink.add(_put(path, entry).encode())
-            for _, data in reader.segments() if entry.type is EntryType.FILE else ():
-                sink.add(data_frames(data))
+            if entry.type is EntryType.FILE:
+                holes += _holes(entry)
+                if holes > MAX_HOLES:
+                    raise ArchiveTooLarge(
+                        f"cannot unpack {show(entry.path)}: the holes of sparse files in the archive are more than "
+                        f"{MAX_HOLES} bytes"
+                    )
+                for data in _whole(entry, reader.segments()):
+                    sink.add(data_frames(data))
     sink.flush()
+
+
+def _holes(entry: TarEntry) -> int:
+    return 0 if entry.sparse is None else entry.size - sum(length for _, length in entry.sparse)
+
+
+def _whole(entry: TarEntry, segments: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
+    """The file's content, with zeros for its holes."""
+    at = 0
+    for offset, data in segments:
+        yield from _zeros(offset - at)
+        yield data
+        at = offset + len(data)
+    yield from _zeros(entry.size - at)
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    for left in range(count, 0, -PIECE):
+        yield bytes(min(PIECE, left))
 
 
 def _put(path: bytes, entry: TarEntry) -> PutEntry:
@@ -259,8 +287,6 @@ def _put(path: bytes, entry: TarEntry) -> PutEntry:
         raise ArchiveError(
             f"cannot unpack {show(entry.path)}: it is a {entry.type.value}; leave it out of the archive"
         )
-    if entry.sparse is not None and sum(length for _, length in entry.sparse) < entry.size:
-        raise ArchiveError(f"cannot unpack {show(entry.path)}: it is sparse; pack it with its holes as zeros")
     link = plain_path(entry.link) if kind is FileType.HARDLINK else entry.link
     return PutEntry(
         path=path,
