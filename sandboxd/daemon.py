@@ -124,7 +124,8 @@ async def handle_signals(
             elif number == signal.SIGUSR1:
                 root = trio.lowlevel.current_root_task()
                 assert root is not None
-                log.warning("all tasks:\n%s", render_task_tree(root))
+                # Not as an argument: that would become one line (see logs.py).
+                log.warning("all tasks:\n" + render_task_tree(root))
             elif stop.is_set():
                 log.warning("second %s: ending at once", signal.Signals(number).name)
                 everything.cancel("second signal")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxd.printable import printable, printable_lines
+
 CAPACITY = 1000
 
 
@@ -39,9 +41,9 @@ class RecentLog(logging.Handler):
         self._ids = itertools.count(1)
 
     def emit(self, record: logging.LogRecord) -> None:
-        details = {name: str(value) for name, value in facts_of(record).items()}
+        details = {name: printable(str(value)) for name, value in facts_of(record).items()}
         if record.exc_info:
-            details["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            details["exception"] = printable_lines("".join(traceback.format_exception(*record.exc_info)).rstrip())
         line = LogLine(
             id=next(self._ids),
             at=record.created,

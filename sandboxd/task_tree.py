@@ -9,10 +9,14 @@ from pathlib import Path
 
 import trio
 
+from sandboxd.printable import printable
+
 # Of the frames a task waits in, the innermost few say why; the rest is how it got there.
 FRAMES = 4
 # A thousand connections are three tasks each.
 MOST_LINES = 10_000
+# Tasks that serve a request are called after its path, which is the client's.
+NAME_LIMIT = 200
 
 _PACKAGE = Path(__file__).parent
 
@@ -26,7 +30,7 @@ def render_task_tree(root: trio.lowlevel.Task, *, most: int = MOST_LINES) -> str
 
 
 def _lines(task: trio.lowlevel.Task, indent: str) -> Iterator[str]:
-    yield f"{indent}{task.name}: {_place(task)}"
+    yield f"{indent}{printable(task.name, limit=NAME_LIMIT)}: {_place(task)}"
     for nursery in task.child_nurseries:
         for child in sorted(nursery.child_tasks, key=lambda child: child.name):
             yield from _lines(child, indent + "  ")

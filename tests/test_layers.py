@@ -25,6 +25,7 @@ VALUES = {
     "manual",
     "model",
     "paths",
+    "printable",
     "recent_log",
     "task_tree",
     "threads",

@@ -29,6 +29,7 @@ from sandboxd.isolation.init.wire import (
     encode_field,
     encode_frame,
 )
+from sandboxd.printable import printable
 
 MAX_PID: Final = 2**22
 NO_FLAGS: Final = Flag(0)
@@ -138,12 +139,7 @@ def _decode_program(value: bytes) -> str:
 
 def _to_prose(value: bytes) -> str:
     """Text for people, in which nothing acts on a terminal, ends a line of a log, or turns the rest around."""
-    text = value.decode("utf-8", "replace")
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+    return printable(value.decode("utf-8", "replace"), limit=len(value) * 10)
 
 
 def _to_kind(value: bytes) -> str:
