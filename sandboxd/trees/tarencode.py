@@ -45,7 +45,8 @@ class TarEncoder:
         return data
 
     def end(self) -> bytes:
-        padding, self._size = bytes(-self._size % BLOCK), 0
+        padding = bytes(-self._size % BLOCK)
+        self._size = self._left = 0
         return padding
 
     def finish(self) -> bytes:
@@ -58,9 +59,8 @@ class TarEncoder:
         """
         if self._left > _MOST_FILLED:
             return b""
-        return (
-            bytes(self._left) + self.end() + tarfile.TarInfo.create_pax_global_header({ERROR_RECORD.decode(): reason})
-        )
+        rest = bytes(self._left) + self.end()
+        return rest + tarfile.TarInfo.create_pax_global_header({ERROR_RECORD.decode(): reason})
 
 
 def _text(name: bytes) -> str:
