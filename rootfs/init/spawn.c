@@ -19,8 +19,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Commands are to die of memory before init does. */
-static const char command_oom_score[] = "500";
+/* Commands are to die of memory before init does: by so much more are they to be preferred. */
+enum { OOM_SCORE_STEP = 100, OOM_SCORE_MAX = 1000 };
 
 static const char default_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -230,12 +230,17 @@ static int exec_program(const struct spawn *spawn, struct failure *failure)
 
 static void raise_oom_score(void)
 {
-    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return;
-    /* Best effort: /proc may be read-only, and lower limits may be pinned. */
-    ssize_t ignored = write(fd, command_oom_score, sizeof command_oom_score - 1);
-    (void)ignored;
+    char text[16] = "";
+    if (read(fd, text, sizeof text - 1) > 0) {
+        long score = strtol(text, NULL, 10) + OOM_SCORE_STEP;
+        int length = snprintf(text, sizeof text, "%ld", score < OOM_SCORE_MAX ? score : OOM_SCORE_MAX);
+        /* Best effort: /proc may be read-only. */
+        ssize_t ignored = pwrite(fd, text, (size_t)length, 0);
+        (void)ignored;
+    }
     close(fd);
 }
 

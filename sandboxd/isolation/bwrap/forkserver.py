@@ -137,8 +137,8 @@ def _become_bwrap(plan: dict[str, Any], named: dict[str, int], userns: int) -> N
     with overlay.acting_as(plan["range_start"]):
         devices.make_dev(DEV, root_id=plan["range_start"])
         devices.add_program(f"{DEV}/{plan['init_name']}", init)
-    with contextlib.suppress(OSError):  # so that the kernel's OOM killer takes a sandbox before the daemon
-        _write("/proc/self/oom_score_adj", "500")
+    with contextlib.suppress(OSError):
+        _write("/proc/self/oom_score_adj", str(_oom_score(int(_read("/proc/self/oom_score_adj")))))
     enter_userns(userns)
     os.umask(0o022)
     _place_standard_streams(named["error"])
@@ -146,6 +146,13 @@ def _become_bwrap(plan: dict[str, Any], named: dict[str, int], userns: int) -> N
     _lower_descriptor_limit()
     argv = [placed.get(part, part) for part in plan["argv"]]
     os.execv(argv[0], argv)
+
+
+def _oom_score(ours: int) -> int:
+    """What the kernel's OOM killer is told of a sandbox: to take it before the daemon and this process, who may be
+    told to be taken early themselves. sandbox-init makes it a little more for each command.
+    """
+    return min(1000, max(400, ours + 100))
 
 
 def _lower_descriptor_limit() -> None:
@@ -168,6 +175,14 @@ def _pass_descriptors(named: dict[str, int]) -> dict[str, str]:
     """
     passed = {name: descriptor for name, descriptor in named.items() if name not in ("error", "cgroup")}
     return {f"{{{name}}}": str(fcntl.fcntl(descriptor, fcntl.F_DUPFD, 3)) for name, descriptor in passed.items()}
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: str, text: str) -> None:

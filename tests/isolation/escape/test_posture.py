@@ -15,6 +15,7 @@ import pytest
 
 from sandboxd.isolation.bwrap.render import CAPABILITIES
 from tests.isolation.escape.inside import Sandbox
+from tests.support import witnesses
 
 pytestmark = pytest.mark.needs_root
 
@@ -34,6 +35,7 @@ CAPABILITY_BITS = {
     "CAP_SYS_CHROOT": 18,
     "CAP_SETFCAP": 31,
 }
+CAP_SYS_RESOURCE = 24
 ALLOWED = sum(1 << CAPABILITY_BITS[name] for name in CAPABILITIES)
 
 
@@ -164,8 +166,34 @@ def test_no_terminal_and_no_session_of_the_hosts(sandbox: Sandbox):
         assert session != os.getsid(0)
 
 
+def oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 def test_a_sandbox_goes_first_when_memory_ends(sandbox: Sandbox):
     """And within it, the commands before the init that keeps their results."""
+    daemon = sandbox.daemon.pid
+    fork_server = witnesses.fork_server_of(sandbox.daemon)
     with command_of(sandbox, user="user") as command:
-        init, leader = (int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (sandbox.init, command))
-        assert leader >= init > int(Path("/proc/self/oom_score_adj").read_text())
+        told = [oom_score(pid) for pid in (command, sandbox.init, sandbox.monitor, fork_server, daemon)]
+    leader, init, monitor, *ours = told
+    assert leader > init >= monitor > max(ours)
+
+
+def set_oom_score(score: int) -> str:
+    return f"attempt(lambda: open('/proc/self/oom_score_adj', 'wb', 0).write(b'{score}'))"
+
+
+@pytest.mark.parametrize("user", ["root", "user"])
+def test_no_command_has_the_daemon_go_before_it(sandbox: Sandbox, user: str):
+    """Without CAP_SYS_RESOURCE, which a container's root may lack too, it can become the daemon's equal, no more."""
+    daemon = oom_score(sandbox.daemon.pid)
+    attacks = {
+        "before": set_oom_score(daemon - 1),
+        "later": set_oom_score(daemon + 700),
+        "equal": set_oom_score(daemon),
+    }
+    outcomes = sandbox.outcomes(attacks, user=user)
+    assert (outcomes["before"], outcomes["later"]) == ("EACCES", "")
+    may_pin = bool(int(status(sandbox.daemon.pid)["CapEff"], 16) >> CAP_SYS_RESOURCE & 1) and not sandbox.rootless
+    assert outcomes["equal"] == ("EACCES" if may_pin else "")
