@@ -236,3 +236,18 @@ def test_commands_in_the_background_stand_still_go_on_and_end_with_their_machine
     assert (logs["stdout"], logs["exit_code"]) == ("up\nbye\n", 3)
     changed(daemon, sandbox, "start")
     assert daemon.call("POST", f"{path}/logs").json["stdout"] == "up\nbye\n"
+
+
+def test_whatever_its_processes_are_called_it_can_be_paused_kept_and_cloned(daemon: Daemon) -> None:
+    """A name is any bytes; without a cgroup it stands before what is read of each process (proc_pid_stat(5))."""
+    sandbox = daemon.create()
+    named = r"printf '\377) T (' > /proc/self/comm; exec 3<> <(:); read -r _ <&3"
+    daemon.shell(sandbox, f'bash -c "{named}" > /dev/null 2>&1 &')
+    wait_until(lambda: "�) T (" in daemon.shell(sandbox, "cat /proc/[0-9]*/comm")["stdout"])
+    assert daemon.call("GET", f"{SANDBOXES}/{sandbox}/metrics").status == 200
+    assert changed(daemon, sandbox, "pause") == "paused"
+    assert changed(daemon, sandbox, "resume") == "running"
+    taken = daemon.call("POST", f"{SANDBOXES}/{sandbox}/snapshot", {})
+    assert taken.status == 201
+    assert daemon.call("DELETE", f"/v1/snapshots/{taken.json['id']}").status == 200
+    assert daemon.call("POST", f"{SANDBOXES}/{sandbox}/clone", {}).status == 201

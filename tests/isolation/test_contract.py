@@ -6,6 +6,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import trio
 
 from sandboxd.config import find_asset
 from sandboxd.errors import LaunchFailed
-from sandboxd.isolation.backend import Backend
+from sandboxd.isolation.backend import Backend, RunningMachine
 from sandboxd.isolation.bwrap import seccomp
 from sandboxd.isolation.bwrap.backend import BwrapBackend
 from sandboxd.isolation.bwrap.marks import marked_processes
@@ -234,3 +235,109 @@ async def test_a_prepared_slot_can_be_dropped_and_nothing_is_left(
         await backend.drop(made.slot.sandbox)  # of what is gone already
     assert not backend.is_prepared(made.slot.sandbox)
     assert_gone(made)
+
+
+# -- what is done to a machine ------------------------------------------------------------------------------------
+
+# A process that is always busy, under a name that is not UTF-8 and looks like the end of one (proc_pid_stat(5)).
+BUSY = r"(printf '\377) T (' > /proc/self/comm; while :; do :; done) > /dev/null 2>&1 &"
+
+
+@asynccontextmanager
+async def launched(backend: Backend, plan: LaunchPlan) -> AsyncIterator[RunningMachine]:
+    with trio.fail_after(LIMIT):
+        running = await backend.launch(plan)
+        try:
+            yield running
+        finally:
+            with trio.CancelScope(shield=True):
+                await running.destroy()
+
+
+async def cpu_seconds(running: RunningMachine) -> float:
+    return (await running.usage()).cpu_seconds
+
+
+async def wait_busy(running: RunningMachine) -> None:
+    """Until it has used more processor time than now."""
+    before = await cpu_seconds(running)
+    while await cpu_seconds(running) <= before + 0.05:  # noqa: ASYNC110 - nothing tells of it
+        await trio.sleep(0.01)
+
+
+async def test_a_frozen_machine_uses_no_processor_and_goes_on_afterwards(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    async with launched(backend, plan()) as running:
+        await output_of(running.init, BUSY)
+        await wait_busy(running)
+        assert not running.is_frozen()
+        await running.freeze()
+        assert running.is_frozen()
+        await trio.sleep(0.05)  # who was on the way out of the kernel has come to stand too
+        before = await cpu_seconds(running)
+        await trio.sleep(0.3)  # in which it would have used most of that
+        assert await cpu_seconds(running) == before
+        await running.thaw()
+        assert not running.is_frozen()
+        await wait_busy(running)
+
+
+async def test_a_machine_that_was_left_frozen_is_found_so_and_can_be_let_go(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    made = plan()
+    async with launched(backend, made) as first:
+        await output_of(first.init, BUSY)
+        await first.freeze()
+        again = backend.attach(first.machine, made.slot.runtime, cgroup=NO_CGROUP)
+        assert again is not None
+        assert again.machine == first.machine
+        assert again.is_frozen()
+        await again.thaw()
+        await wait_busy(again)
+        again.close()
+
+
+async def test_what_the_sandboxs_own_shells_have_stopped_stays_so(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    async with launched(backend, plan()) as running:
+        await output_of(running.init, f"{BUSY} kill -STOP $!")
+        jobs = running.stopped_jobs()
+        await running.freeze()
+        await running.thaw(but=jobs)
+        assert running.stopped_jobs() == jobs
+        before = await cpu_seconds(running)
+        await trio.sleep(0.3)
+        assert await cpu_seconds(running) < before + 0.2
+        await running.thaw()
+        await wait_busy(running)
+
+
+async def test_a_frozen_machine_can_be_destroyed(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    made = plan()
+    async with launched(backend, made) as running:
+        await output_of(running.init, BUSY)
+        await running.freeze()
+    assert_gone(made)
+
+
+async def test_what_a_machine_uses_grows_with_what_it_does(backend: Backend, plan: Callable[[], LaunchPlan]) -> None:
+    async with launched(backend, plan()) as running:
+        idle = await running.usage()
+        await output_of(running.init, "sleep 600 > /dev/null 2>&1 &")
+        later = await running.usage()
+        assert later.processes > idle.processes > 0
+        assert later.memory > idle.memory > 0
+        assert later.received >= idle.received >= 0
+        assert later.sent >= idle.sent >= 0
+
+
+async def test_without_a_cgroup_nothing_counts_kills_for_memory_or_takes_memory_back(
+    backend: Backend, plan: Callable[[], LaunchPlan]
+) -> None:
+    async with launched(backend, plan()) as running:
+        assert running.oom_kills() is None
+        assert not await running.reclaim(1 << 20)
+        assert (await running.usage()).cgroup is None
