@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
@@ -102,6 +103,15 @@ class BwrapBackend:
         if waiting is not None:
             with waiting, trio.CancelScope(shield=True):
                 await waiting.running.destroy()
+
+    async def find_network(self) -> str:
+        """The kind of interface for make_network(). Raises: Unprocessable saying what the kernel lacks."""
+        return await self._launcher.find_network()
+
+    async def make_network(self, sandbox: str, *, kind: str, ipv6: bool) -> tuple[socket.socket, ...]:
+        """A network for a sandbox that is prepared, as kernel/sandbox_network.py makes it: its sockets."""
+        machine = self._waiting[sandbox].running.init_pidfd
+        return await self._launcher.make_network(machine, kind=kind, ipv6=ipv6)
 
     async def _start(self, slot: Slot) -> _Waiting:
         """A bwrap that waits at its gate."""

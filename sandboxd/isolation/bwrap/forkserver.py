@@ -2,15 +2,17 @@
 
 Why not the daemon itself: it has threads, so nothing but exec may follow a fork there, no thread of it can change its
 mount namespace, and forking its memory costs more than all the mounts. This process imports the standard library,
-sandboxd.kernel and assembly.py only. It does two things:
+sandboxd.kernel and assembly.py only. It does three things:
 
-    start       a child in a mount namespace of its own makes a stage and a /dev, enters the sandbox's user
-                namespace, and execs bwrap, which does all that does not depend on the image and then waits
-    assemble    this process itself enters the waiting bwrap's namespaces and puts the root there, without a fork or
-                exec; that the descriptor of the bwrap's gate is closed with the request lets the bwrap go on
+    start         a child in a mount namespace of its own makes a stage and a /dev, enters the sandbox's user
+                  namespace, and execs bwrap, which does all that does not depend on the image and then waits
+    make_network  this process itself enters the waiting bwrap's network namespace and makes a network there, whose
+                  sockets go with the reply (find_network tries the same in a namespace that is gone after)
+    assemble      it enters the waiting bwrap's other namespaces and puts the root there, without a fork or exec;
+                  that the descriptor of the bwrap's gate is closed with the request lets the bwrap go on
 
-It talks over one SOCK_SEQPACKET socket: a JSON request with descriptors (SCM_RIGHTS), a JSON reply. It ends when
-the daemon closes the socket. The sandboxes do not end with it: they are reparented, and found again by pid.
+It talks over one SOCK_SEQPACKET socket: a JSON request and a JSON reply, either with descriptors (SCM_RIGHTS). It
+ends when the daemon closes the socket. The sandboxes do not end with it: they are reparented, and found again by pid.
 
 Run as: python -I -S forkserver.py SOCKET_FD   (with sandboxd's parent directory as the second argument)
 """
@@ -65,8 +67,9 @@ def _serve_one(control: socket.socket, server: "ForkServer") -> bool:
     request, descriptors = _receive(control)
     if request is None:
         return False
+    made: tuple[socket.socket, ...] = ()
     try:
-        reply = server.serve(request, dict(zip(request["descriptors"], descriptors, strict=True)))
+        reply, made = server.serve(request, dict(zip(request["descriptors"], descriptors, strict=True)))
     except overlay.NotAMountPoint as error:
         reply = {"error": error.strerror, "errno": error.errno, "kind": "bad_mount_point"}
     except OSError as error:
@@ -74,8 +77,19 @@ def _serve_one(control: socket.socket, server: "ForkServer") -> bool:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    control.send(json.dumps(reply).encode())
+    _send(control, reply, made)
     return True
+
+
+def _send(control: socket.socket, reply: dict[str, Any], made: tuple[socket.socket, ...]) -> None:
+    """Sockets that were made travel beside the reply, and are the daemon's then."""
+    rights = array.array("i", [each.fileno() for each in made])
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if made else []
+    try:
+        control.sendmsg([json.dumps(reply).encode()], ancillary)
+    finally:
+        for each in made:
+            each.close()
 
 
 def _receive(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
@@ -97,13 +111,21 @@ class ForkServer:
         self._namespaces: dict[int, int] = {}
         self._home = Home()
 
-    def serve(self, request: dict[str, Any], named: dict[str, int]) -> dict[str, Any]:
+    def serve(
+        self, request: dict[str, Any], named: dict[str, int]
+    ) -> tuple[dict[str, Any], tuple[socket.socket, ...]]:
+        """The reply, and the sockets beside it."""
         plan = request["plan"]
+        if request["op"] == "find_network":
+            return {"kind": sandbox_network.find_kind()}, ()
+        if request["op"] == "make_network":
+            with self._home.visit_network(named["machine"]):
+                return {}, sandbox_network.make_network(kind=plan["kind"], ipv6=plan["ipv6"])
         userns = self._namespace(plan["range_start"], plan["max_processes"])
         if request["op"] == "start":
-            return {"pid": _start(plan, named, userns)}
+            return {"pid": _start(plan, named, userns)}, ()
         assemble(plan, machine=named["machine"], userns=userns, home=self._home)
-        return {}
+        return {}, ()
 
     def _namespace(self, start: int, max_processes: int) -> int:
         """The range's user namespace. One is made per range and kept: making it costs milliseconds."""
@@ -197,7 +219,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
 
 from sandboxd.isolation.bwrap.assembly import DEV, assemble
-from sandboxd.kernel import devices, overlay, syscalls
+from sandboxd.kernel import devices, overlay, sandbox_network, syscalls
 from sandboxd.kernel.namespaces import Home, own_namespaces
 from sandboxd.kernel.userns import enter_userns, make_userns
 

@@ -18,6 +18,8 @@ from sandboxd.threads import shortage
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _MAX_REPLY = 64 * 1024
+_MAX_DESCRIPTORS = 4
+_CANNOT_START = "cannot start the sandbox: "
 
 
 def _lost(what: str) -> Unavailable:
@@ -45,7 +47,7 @@ class Launcher:
 
     async def start(self, request: StartRequest, descriptors: Mapping[str, int]) -> int:
         """The host pid of the started child. The descriptors stay the caller's."""
-        reply = await self._call("start", request.to_wire(), descriptors)
+        reply, _ = await self._call("start", request.to_wire(), descriptors)
         return int(reply["pid"])
 
     async def assemble(self, request: AssembleRequest, *, machine: int, gate: Gate) -> None:
@@ -57,14 +59,35 @@ class Launcher:
             "assemble", request.to_wire(), {"machine": machine, "gate": gate.write_end}, when_sent=gate.open
         )
 
+    async def find_network(self) -> str:
+        """The kind of interface that this host's networks for sandboxes are made with.
+
+        Raises: Unprocessable saying what the kernel lacks for any.
+        """
+        try:
+            reply, _ = await self._call("find_network", {}, {})
+        except LaunchFailed as failure:
+            said = failure.message.removeprefix(_CANNOT_START)
+            raise Unprocessable(
+                f"cannot give sandboxes a network on this host: {said}", kind="no_network"
+            ) from failure
+        return str(reply["kind"])
+
+    async def make_network(self, machine: int, *, kind: str, ipv6: bool) -> tuple[socket.socket, ...]:
+        """A network for the process of the pidfd `machine`, which waits: its sockets, for the gateway."""
+        _, made = await self._call("make_network", {"kind": kind, "ipv6": ipv6}, {"machine": machine})
+        return tuple(socket.socket(fileno=descriptor) for descriptor in made)
+
     async def _call(
         self, op: str, plan: dict[str, Any], descriptors: Mapping[str, int], when_sent: Callable[[], None] = _nothing
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The reply, and the descriptors beside it."""
         request = {"op": op, "plan": plan, "descriptors": tuple(descriptors)}
         async with self._lock:
             with trio.CancelScope(shield=True):
                 try:
-                    reply = await self._exchange(json.dumps(request).encode(), list(descriptors.values()), when_sent)
+                    message = json.dumps(request).encode()
+                    reply, made = await self._exchange(message, list(descriptors.values()), when_sent)
                 except OSError as error:
                     self.close()
                     raise shortage("", error.errno) or _lost(str(error)) from error
@@ -75,16 +98,24 @@ class Launcher:
         if "error" in answer:
             said, number = answer["error"], answer.get("errno")
             if (kind := answer.get("kind")) is not None:  # the files are at fault, and they are the client's
-                raise Unprocessable(f"cannot start the sandbox: {said}", kind=kind)
-            raise shortage(said, number) or LaunchFailed(f"cannot start the sandbox: {said}", errno=number)
-        return answer
+                raise Unprocessable(f"{_CANNOT_START}{said}", kind=kind)
+            raise shortage(said, number) or LaunchFailed(f"{_CANNOT_START}{said}", errno=number)
+        return answer, made
 
-    async def _exchange(self, message: bytes, descriptors: list[int], when_sent: Callable[[], None]) -> bytes:
+    async def _exchange(
+        self, message: bytes, descriptors: list[int], when_sent: Callable[[], None]
+    ) -> tuple[bytes, tuple[int, ...]]:
         control = self._control or self._start()
         ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
         await control.sendmsg([message], [ancillary])
         when_sent()
-        return await control.recv(_MAX_REPLY)
+        space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
+        reply, beside, _, _ = await control.recvmsg(_MAX_REPLY, space, socket.MSG_CMSG_CLOEXEC)
+        made = array.array("i")
+        for level, kind, payload in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                made.frombytes(payload[: len(payload) - len(payload) % made.itemsize])
+        return reply, tuple(made)
 
     def _start(self) -> trio.socket.SocketType:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
