@@ -51,6 +51,7 @@ sandbox_options = _all(
     user_option,
     workdir_option,
     click.option("--hostname", metavar="NAME", help="Host name inside."),
+    click.option("--backend", metavar="NAME", help="What isolates it; by default the daemon's default backend."),
     click.option("-m", "--memory", type=SIZE, metavar="SIZE", help="Limit of memory, e.g. 512M."),
     click.option("--swap", type=SIZE, metavar="SIZE", help="Limit of swap, e.g. 0."),
     click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Limit of processor time, e.g. 1.5."),
@@ -72,32 +73,23 @@ time_options = _all(
     click.option("--auto-resume", is_flag=True, help="Wake it whenever it is needed."),
 )
 
-_LIMITS = {"memory": "memory_bytes", "swap": "swap_bytes", "disk": "disk_bytes"}
+_LIMITS = {
+    "memory": "memory_bytes",
+    "swap": "swap_bytes",
+    "cpus": "cpus",
+    "cpu_weight": "cpu_weight",
+    "pids": "pids",
+    "read_bps": "read_bps",
+    "write_bps": "write_bps",
+    "disk": "disk_bytes",
+}
 
 
-def sandbox_wish(
-    *,
-    image: str | None,
-    snapshot: str | None,
-    name: str | None,
-    env: dict[str, str],
-    metadata: dict[str, str],
-    user: str | None,
-    workdir: str | None,
-    hostname: str | None,
-    **limits: float | None,
-) -> dict[str, Any]:
-    """Arguments for `Client.create` from `sandbox_options`."""
-    given = {_LIMITS.get(limit, limit): value for limit, value in limits.items() if value is not None}
-    wish = {
-        "image": image,
-        "snapshot": snapshot,
-        "name": name,
-        "user": user,
-        "workdir": workdir,
-        "hostname": hostname,
-    }
-    return {**wish, "env": env or None, "metadata": metadata or None, "limits": given or None}
+def sandbox_wish(**options: Any) -> dict[str, Any]:
+    """Arguments for `Client.create` from `sandbox_options`, under the names that both have."""
+    limits = {_LIMITS[name]: value for name, value in options.items() if name in _LIMITS and value is not None}
+    wish = {name: value for name, value in options.items() if name not in _LIMITS}
+    return {**wish, "env": wish["env"] or None, "metadata": wish["metadata"] or None, "limits": limits or None}
 
 
 # How a command's input and output are joined to ours.

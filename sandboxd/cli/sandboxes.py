@@ -105,6 +105,7 @@ def _facts(sandbox: Sandbox) -> list[tuple[str, object]]:
         ("user", sandbox.user),
         ("workdir", sandbox.workdir),
         ("hostname", sandbox.hostname),
+        ("backend", sandbox.backend),
         ("created", show_time(sandbox.created_at)),
         ("ends", sandbox.end_at and show_time(sandbox.end_at)),
         ("ended", sandbox.ended_at and show_time(sandbox.ended_at)),

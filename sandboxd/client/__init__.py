@@ -57,6 +57,7 @@ from sandboxd.client.models import ListeningPort as ListeningPort
 from sandboxd.client.models import LogRecord as LogRecord
 from sandboxd.client.models import Metrics as Metrics
 from sandboxd.client.models import Sandbox as Sandbox
+from sandboxd.client.models import SandboxOptions as SandboxOptions
 from sandboxd.client.models import Unpacked as Unpacked
 from sandboxd.client.models import UploadState as UploadState
 from sandboxd.client.models import Watch as Watch

@@ -4,7 +4,7 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
 from sandboxd.client.background import CommandMethods
@@ -20,10 +20,10 @@ from sandboxd.client.models import (
     Event,
     Health,
     Image,
-    Json,
     LogRecord,
     Metrics,
     Sandbox,
+    SandboxOptions,
 )
 from sandboxd.client.ports import PortMethods
 from sandboxd.client.ptys import PtyMethods
@@ -58,45 +58,9 @@ class Client(
 
     # Sandboxes
 
-    async def create(
-        self,
-        *,
-        image: str | None = None,
-        snapshot: str | None = None,
-        name: str | None = None,
-        env: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeout_ms: int | None = None,
-        limits: Json | None = None,
-        user: str | None = None,
-        workdir: str | None = None,
-        hostname: str | None = None,
-        on_timeout: str | None = None,
-        idle_timeout_ms: int | None = None,
-        on_idle: str | None = None,
-        auto_resume: bool | None = None,
-    ) -> Sandbox:
-        """`limits`: memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps, disk_bytes.
-
-        `on_timeout` and `on_idle`: kill, pause or stop. None is the default.
-        """
-        wish = given(
-            image=image,
-            snapshot=snapshot,
-            name=name,
-            env=env,
-            metadata=metadata,
-            timeout_ms=timeout_ms,
-            limits=limits,
-            user=user,
-            workdir=workdir,
-            hostname=hostname,
-            on_timeout=on_timeout,
-            idle_timeout_ms=idle_timeout_ms,
-            on_idle=on_idle,
-            auto_resume=auto_resume,
-        )
-        return Sandbox.read(await self._call("POST", "/v1/sandboxes", wish))
+    async def create(self, **options: Unpack[SandboxOptions]) -> Sandbox:
+        """Make a sandbox; see SandboxOptions. None is the daemon's default, as if the option were not given."""
+        return Sandbox.read(await self._call("POST", "/v1/sandboxes", given(**options)))
 
     async def get(self, sandbox: str) -> Sandbox:
         """By id or name, as everywhere below."""

@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from sandboxd.client.errors import ConnectionLost
 
@@ -68,6 +68,36 @@ class Capabilities(Model):
     features: Json = field(default_factory=dict)
     max_timeout_ms: int | None = None
     max_sandboxes: int | None = None
+
+
+class SandboxOptions(TypedDict, total=False):
+    """What a sandbox can be asked for with; all of it optional."""
+
+    image: str | None
+    """the name or digest of an image"""
+    snapshot: str | None
+    """the name or id of a snapshot to begin with the files of, in place of an image"""
+    name: str | None
+    env: Mapping[str, str] | None
+    metadata: Mapping[str, str] | None
+    """kept with the sandbox, to find it by"""
+    timeout_ms: int | None
+    """lifetime from now on"""
+    limits: Json | None
+    """memory_bytes, swap_bytes, pids, cpus, cpu_weight, read_bps, write_bps, disk_bytes"""
+    user: str | None
+    workdir: str | None
+    hostname: str | None
+    backend: str | None
+    """what isolates it: one of `Capabilities.backends`"""
+    on_timeout: str | None
+    """what happens at the end of its lifetime: kill, pause or stop"""
+    idle_timeout_ms: int | None
+    """how long nothing may need it"""
+    on_idle: str | None
+    """what happens then"""
+    auto_resume: bool | None
+    """let whatever needs it while it is asleep wake it first"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,13 @@ def test_create_prints_an_id_to_use(ctl: Ctl) -> None:
 
 def test_create_for_programs_prints_the_whole_sandbox(ctl: Ctl) -> None:
     assert ctl.json("create", "--hostname", "box")["hostname"] == "box"
+    assert ctl.json("create", "--backend", "bwrap")["backend"] == "bwrap"
+
+
+def test_a_backend_that_is_not_there_is_refused_with_those_that_are(ctl: Ctl) -> None:
+    done = ctl.run("create", "--backend", "other")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"cannot use the backend 'other': this daemon has bwrap" in done.stderr
 
 
 def test_a_limit_this_host_cannot_keep_is_refused(ctl: Ctl) -> None:
