@@ -99,7 +99,7 @@ class HttpConfig(_Section):
     max_connections: Annotated[int, Field(ge=1)] = 4096
     """of each listener. When they are short, the oldest on which no request is under way are closed; root and the
     daemon's own user on a Unix socket are always let in"""
-    max_connections_per_peer: Annotated[int, Field(ge=1)] = 2048
+    max_connections_per_peer: Annotated[int, Field(ge=1)] = 1024
     """of these, to one address, one IPv6 /64, or one user on a Unix socket; a proxy in front is one address"""
     cleartext_http2: bool = False
     """take HTTP/2 without TLS from clients that begin with it (prior knowledge)"""

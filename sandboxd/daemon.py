@@ -177,6 +177,9 @@ def raise_descriptor_limit() -> None:
 
 # So many more made than freed begin a search for garbage; Python's own 700 are what two or three requests make.
 YOUNG_OBJECTS = 10_000
+# So many searches among the young before one among those that survived, and so many of these before one among all:
+# a thousand connections are a hundred thousand objects, and to go through them holds everybody up for 150 ms.
+SEARCHES = (10, 100)
 
 
 def settle_memory() -> None:
@@ -184,7 +187,7 @@ def settle_memory() -> None:
     (30 ms and more, during which nobody is served). Little that comes later is in cycles, so those are rare, too."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
+    gc.set_threshold(YOUNG_OBJECTS, *SEARCHES)
     gc.enable()
 
 

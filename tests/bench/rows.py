@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.bench import copies, density, machine, ports, terminals, trees, volumes, watches
+from tests.bench import copies, density, machine, neighbours, ports, terminals, trees, volumes, watches
 from tests.bench.measure import Figure, Trial, TrialFailed, concurrently, interleave
 from tests.bench.sandboxd import CODE_IMAGE, Sandboxd, daemon_processes
 from tests.bench.systems import Instance, System
@@ -354,6 +354,15 @@ def snapshots(systems: Sequence[System], effort: Effort) -> list[Figure]:
     return copies.figures([*ours, *peers], able[0].workplace, largest=effort.file_size >= 256 * MIB)
 
 
+def beside_neighbours(systems: Sequence[System], effort: Effort) -> list[Figure]:
+    """exec of a quiet tenant while another floods, forks, writes, uploads, connects, or sends the worst JSON."""
+    figures = []
+    for system in _of_ours(systems):
+        size = 4 * effort.file_size
+        figures += neighbours.of_sandboxd(system.workplace, seconds=effort.seconds, upload_size=size)
+    return figures
+
+
 def _stop_all(instances: Sequence[Instance | None], figures: Sequence[Figure]) -> None:
     """What cannot be stopped is a failure of its system; close() ends it, or says so."""
     for instance, figure in zip(instances, figures, strict=True):
@@ -380,4 +389,5 @@ ROWS: dict[str, Row] = {
     "logs": logs,
     "ports": proxied,
     "snapshots": snapshots,
+    "neighbours": beside_neighbours,
 }

@@ -49,9 +49,9 @@ REFUSAL = (
 class ServingLimits:
     """Limits of the HTTP layer; seconds and bytes. Those of request bodies are the application's (`HttpApp`)."""
 
-    # Of each listener; of these to one peer (an address, a user). Half: a proxy in front is one peer, too.
+    # Of each listener; of these to one peer (an address, a user), which costs some 20 MB.
     max_connections: int = 4096
-    max_connections_per_peer: int = 2048
+    max_connections_per_peer: int = 1024
     # nginx gives a client 60 s for its headers; a program on the same host needs one packet.
     header_timeout: float = 10.0
     # Longer than the pools of common clients keep a connection (httpx 5 s, Go 90 s, urllib3 for ever): the side that
