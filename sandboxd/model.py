@@ -342,6 +342,11 @@ class CommandExited:
     cpu_time: float = 0.0
     max_rss: int = 0
 
+    @property
+    def status(self) -> int | None:
+        """As a shell has it: the exit code, or 128 + n when signal n ended it."""
+        return self.exit_code if self.signal is None else 128 + self.signal
+
 
 # Everything that may happen to a background command. Its record is written at STARTING, before sandbox-init is asked,
 # and bears the label by which a daemon that died in between finds the command again.

@@ -168,15 +168,13 @@ def test_the_service_reads_the_one_clock_that_a_test_can_move(module: Path) -> N
     assert not [clock for clock in ("time.time()", "time.clock_gettime", "datetime.now") if clock in source]
 
 
-# What these hold is said by the package they are in: for each dialect its routes, for each thing its schemas, ….
+# What these hold is said by the package they are in: for each dialect its routes, ….
 SAID_BY_THE_PACKAGE = {
     "backend",  # the protocol; each way to keep it
     "exchange",  # of a server; of the proxy with a program
-    "handlers",
     "operations",
     "registry",
     "routes",
-    "schemas",
     "values",
 }
 # The same capability at each of these stages of a request's way has the same name there.

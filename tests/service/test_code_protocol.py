@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sandboxd.errors import NotFound, SandboxdError, TooManyRequests, Unprocessable
 from sandboxd.http.kit.streams import ServerSentEvent
-from sandboxd.http.native.code.schemas import ExecutionView, event_facts
+from sandboxd.http.native.code import ExecutionView, event_facts
 from sandboxd.model import StreamName
 from sandboxd.service.code.bounded_json import read_json
 from sandboxd.service.code.protocol import (

@@ -5,23 +5,22 @@ event: exit              {"exit_code": 0, "timed_out": false, "duration": 0.01} 
 event: error             {"code": "…", "message": "…"}         instead, when the sandbox ends under the command
 """
 
-import codecs
 from collections.abc import AsyncGenerator, Iterator
 
 import trio
-from quart.wrappers import Response
 
 from sandboxd.errors import SandboxdError, ungrouped
 from sandboxd.http.akira.schemas import executed
 from sandboxd.http.kit.call import Call
-from sandboxd.http.kit.large_json import small_or_large
+from sandboxd.http.kit.encoding import text_decoders
+from sandboxd.http.kit.large_json import JsonResponse, small_or_large
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
 from sandboxd.http.server.stack import TrioResponse
 from sandboxd.model import CommandExited, OutputChunk, StreamName
 from sandboxd.service.commands.attached import attached_command
 
 
-async def execute(call: Call) -> Response | TrioResponse:
+async def execute(call: Call) -> JsonResponse:
     result = await call.service.run(call.entry, call.body.to_domain(), stdin=b"", max_output=None)
     return small_or_large(executed(result), result.size)
 
@@ -50,8 +49,7 @@ async def _stream(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
 
 
 def _exit(exited: CommandExited) -> ServerSentEvent:
-    code = 128 + exited.signal if exited.signal is not None else exited.exit_code
-    facts = {"exit_code": code, "timed_out": exited.timed_out, "duration": round(exited.duration, 3)}
+    facts = {"exit_code": exited.status, "timed_out": exited.timed_out, "duration": round(exited.duration, 3)}
     return ServerSentEvent.of(facts, event="exit")
 
 
@@ -59,7 +57,7 @@ class _Text:
     """Output as text; a character that is split between two reads waits for its rest."""
 
     def __init__(self) -> None:
-        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in StreamName}
+        self._decoders = text_decoders()
 
     def of(self, stream: StreamName, data: bytes, *, final: bool = False) -> Iterator[ServerSentEvent]:
         if text := self._decoders[stream].decode(data, final):

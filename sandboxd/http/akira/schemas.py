@@ -3,8 +3,6 @@
 Times are RFC 3339 in UTC, durations seconds, sizes bytes.
 """
 
-import base64
-import binascii
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -12,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from sandboxd.constraints import MAX_ENVIRONMENT, bounded_mapping
 from sandboxd.errors import InvalidRequest
+from sandboxd.http.kit.encoding import base64_field
 from sandboxd.model import CommandSpec, Sandbox, SandboxSpec, Snapshot
 from sandboxd.service.commands.attached import CommandResult
 from sandboxd.service.sandboxes.metrics import Metrics
@@ -155,7 +154,7 @@ def executed(result: CommandResult) -> dict[str, Any]:
     return {
         "stdout": result.stdout.text(),
         "stderr": result.stderr.text(),
-        "exit_code": 128 + exited.signal if exited.signal is not None else exited.exit_code or 0,
+        "exit_code": exited.status or 0,
         "timed_out": exited.timed_out,
         "truncated": result.truncated,
         "duration": round(exited.duration, 3),
@@ -186,10 +185,7 @@ class Upload(Request):
             raise InvalidRequest("cannot upload: give one of content and content_base64")
         if self.content is not None:
             return self.content.encode("utf-8", "surrogatepass")
-        try:
-            return base64.b64decode(self.content_base64 or "", validate=True)
-        except binascii.Error as error:
-            raise InvalidRequest(f"cannot upload: content_base64 is not base64 ({error})") from error
+        return base64_field(self.content_base64 or "", "content_base64")
 
 
 class Uploaded(Answer):

@@ -19,6 +19,9 @@ from sandboxd.service.output_memory import Share
 _PIECE: Final = 64 * 1024
 """Characters of a text, or bytes of an answer, that are made at once."""
 
+JsonResponse = Response | TrioResponse
+"""An answer made at once, or piece by piece."""
+
 
 def is_large(model: BaseModel) -> bool:
     """Whether a field of it is a text that takes its time."""
@@ -32,7 +35,7 @@ def large_response(value: Any, status: int = 200, *, share: Share | None = None)
 
 def small_or_large(
     value: Mapping[str, Any], size: int, status: int = 200, *, share: Share | None = None
-) -> Response | TrioResponse:
+) -> JsonResponse:
     """The same of about `size` bytes: with its length, if it is so small that it may be made at once."""
     if size > _PIECE:
         return large_response(value, status, share=share)

@@ -32,3 +32,13 @@ class Response(BaseModel):
 
 def rfc3339_time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def seconds(milliseconds: int | None) -> float | None:
+    """A duration of the API as the daemon counts it."""
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def milliseconds(seconds: float | None) -> int | None:
+    """A duration of the daemon's as the API tells it."""
+    return None if seconds is None else round(seconds * 1000)

@@ -4,16 +4,26 @@ Pure. A character that is split between two reads waits for its rest: within one
 two requests in the cursor.
 """
 
-import base64
-import codecs
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sandboxd.http.native.commands.attached_schemas import Encoding
-from sandboxd.http.native.commands.background_schemas import OutputView
+from sandboxd.http.kit.encoding import from_base64, text_decoders, to_base64
+from sandboxd.http.native.commands.attached import Encoding
+from sandboxd.http.native.fields import Response
 from sandboxd.model import OutputChunk, StreamName
 from sandboxd.service.commands.log import LogGap, LogPage
+
+
+class OutputView(Response):
+    stream: StreamName | None
+    """null for a gap in either"""
+    offset: int | None
+    """of its first byte in its stream"""
+    text: str | None
+    data_b64: str | None
+    lost_bytes: int
+    """this is a gap: so many bytes are not kept (any more)"""
 
 
 class LogEncoder:
@@ -31,7 +41,7 @@ class LogEncoder:
         self.place = place
         self._text = encoding == "utf-8"
         self._stream = stream
-        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in StreamName}
+        self._decoders = text_decoders()
         for stream, rest in carried.items():
             self._decoders[stream].setstate((rest, 0))
 
@@ -48,7 +58,7 @@ class LogEncoder:
     def _output(self, chunk: OutputChunk) -> Iterator[OutputView]:
         if self._text:
             return _text(chunk.stream, chunk.offset, self._decoders[chunk.stream].decode(chunk.data))
-        encoded = base64.b64encode(chunk.data).decode()
+        encoded = to_base64(chunk.data)
         return iter((_view(stream=chunk.stream, offset=chunk.offset, data_b64=encoded),))
 
     def end(self) -> Iterator[OutputView]:
@@ -85,7 +95,7 @@ def joined(items: list[OutputView], stream: StreamName, *, encoding: Encoding) -
     own = [item for item in items if item.stream is stream]
     if encoding == "utf-8":
         return "".join(item.text or "" for item in own)
-    return base64.b64encode(b"".join(base64.b64decode(item.data_b64 or "") for item in own)).decode()
+    return to_base64(b"".join(from_base64(item.data_b64 or "") for item in own))
 
 
 def facts_of(item: OutputView) -> dict[str, Any]:

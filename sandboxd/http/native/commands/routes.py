@@ -2,8 +2,8 @@
 
 from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.commands import attached, background, terminal_websocket, terminals
-from sandboxd.http.native.commands.attached_schemas import Shell, ShellResult, SignalCommand, TerminalModel
-from sandboxd.http.native.commands.background_schemas import (
+from sandboxd.http.native.commands.attached import Shell, ShellResult, SignalCommand, TerminalModel
+from sandboxd.http.native.commands.background import (
     CommandList,
     CommandView,
     LogsBody,
@@ -14,7 +14,7 @@ from sandboxd.http.native.commands.background_schemas import (
     StdinView,
     WaitBody,
 )
-from sandboxd.http.native.commands.terminal_schemas import (
+from sandboxd.http.native.commands.terminals import (
     PtyInput,
     PtyList,
     PtyOutput,

@@ -16,9 +16,8 @@ from sandboxd.http.kit.streams import to_json
 from sandboxd.http.kit.validation import validate_message
 from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
 from sandboxd.http.native.commands.attached import STDIN_WINDOW, message_type
-from sandboxd.http.native.commands.background_schemas import end_facts
-from sandboxd.http.native.commands.terminal_schemas import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal
-from sandboxd.http.native.commands.terminals import find
+from sandboxd.http.native.commands.background import end_facts
+from sandboxd.http.native.commands.terminals import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal, find
 from sandboxd.http.native.errors import ErrorBody
 from sandboxd.http.native.websockets import first_message
 from sandboxd.model import CommandRecord, CommandStatus, OutputChunk, StreamName, TerminalSize

@@ -1,13 +1,11 @@
 """Files, one small operation at a time: …/fs/…"""
 
-import base64
 from collections.abc import AsyncIterator
-
-from quart.wrappers import Response
 
 from sandboxd.errors import Unprocessable
 from sandboxd.http.kit.call import Call
-from sandboxd.http.kit.large_json import small_or_large
+from sandboxd.http.kit.encoding import to_base64
+from sandboxd.http.kit.large_json import JsonResponse, small_or_large
 from sandboxd.http.native.files.schemas import WriteBytes, WriteText
 from sandboxd.http.native.files.views import (
     Changed,
@@ -22,7 +20,6 @@ from sandboxd.http.native.files.views import (
     Written,
     show,
 )
-from sandboxd.http.server.stack import TrioResponse
 from sandboxd.service.files.operations import Files, WriteOptions
 from sandboxd.service.files.values import FileKind
 
@@ -49,7 +46,7 @@ async def exists(call: Call) -> Exists:
     return Exists.at(call.body.place, exists=found is not None, type=kind)
 
 
-async def read(call: Call) -> Response | TrioResponse:
+async def read(call: Call) -> JsonResponse:
     wish = call.body
     share = call.service.output_memory.share(call.entry.sandbox.spec.owner)
     data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length, share=share)
@@ -66,11 +63,11 @@ async def read(call: Call) -> Response | TrioResponse:
     return small_or_large(view.model_dump(mode="json"), len(data), share=share)
 
 
-async def read_bytes(call: Call) -> Response | TrioResponse:
+async def read_bytes(call: Call) -> JsonResponse:
     wish = call.body
     share = call.service.output_memory.share(call.entry.sandbox.spec.owner)
     data = await files_of(call).read(wish.place, offset=wish.offset, length=wish.length, share=share)
-    content = base64.b64encode(data).decode()
+    content = to_base64(data)
     view = FileBytes.at(wish.place, content_b64=content, size=len(data))
     return small_or_large(view.model_dump(mode="json"), len(data), share=share)
 

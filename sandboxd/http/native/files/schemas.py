@@ -4,12 +4,12 @@ A path is text, absolute or relative to the sandbox's working directory. One tha
 its bytes instead (`path_b64`; both alphabets are taken), and given back so beside a `path` with U+FFFD in it.
 """
 
-import binascii
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from sandboxd.errors import InvalidRequest, TooLarge
+from sandboxd.errors import TooLarge
+from sandboxd.http.kit.encoding import base64_field, from_base64
 from sandboxd.http.native.fields import Request, UserName
 from sandboxd.service.files.archives import ArchiveFormat
 from sandboxd.service.files.operations import MAX_WHOLE_FILE
@@ -19,12 +19,6 @@ DEFAULT_PAGE = 5000
 MAX_PAGE = 10_000
 # The longest JSON body that carries a whole file: as base64, with some room for the rest.
 MAX_FILE_BODY = MAX_WHOLE_FILE // 3 * 4 + 64 * 1024
-_STANDARD_ALPHABET = str.maketrans("-_", "+/")
-
-
-def decode_base64(text: str) -> bytes:
-    """Raises: ValueError."""
-    return binascii.a2b_base64(text.translate(_STANDARD_ALPHABET), strict_mode=True)
 
 
 def _path(text: str) -> str:
@@ -33,7 +27,7 @@ def _path(text: str) -> str:
 
 
 def _encoded_path(text: str) -> str:
-    _check(decode_base64(text))
+    _check(from_base64(text))
     return text
 
 
@@ -70,7 +64,7 @@ class FileQuery(_ByUser):
 
     @property
     def place(self) -> bytes:
-        return decode_base64(self.path_b64) if self.path_b64 is not None else (self.path or "").encode()
+        return from_base64(self.path_b64) if self.path_b64 is not None else (self.path or "").encode()
 
 
 class _WithTarget(FileQuery):
@@ -85,7 +79,7 @@ class _WithTarget(FileQuery):
 
     @property
     def target_place(self) -> bytes:
-        return decode_base64(self.target_b64) if self.target_b64 is not None else (self.target or "").encode()
+        return from_base64(self.target_b64) if self.target_b64 is not None else (self.target or "").encode()
 
 
 class ListFiles(_ByUser):
@@ -99,11 +93,11 @@ class ListFiles(_ByUser):
 
     @property
     def place(self) -> bytes:
-        return self.path.encode() if self.path_b64 is None else decode_base64(self.path_b64)
+        return self.path.encode() if self.path_b64 is None else from_base64(self.path_b64)
 
     @property
     def after(self) -> bytes:
-        return decode_base64(self.cursor) if self.cursor else b""
+        return from_base64(self.cursor) if self.cursor else b""
 
 
 class StatFile(FileQuery):
@@ -157,10 +151,7 @@ class WriteBytes(_WriteFile):
 
     def data(self) -> bytes:
         """Raises: InvalidRequest, TooLarge."""
-        try:
-            return _bounded(decode_base64(self.content_b64))
-        except ValueError as error:
-            raise InvalidRequest(f"cannot decode content_b64: {error}") from error
+        return _bounded(base64_field(self.content_b64, "content_b64"))
 
 
 def _bounded(data: bytes) -> bytes:

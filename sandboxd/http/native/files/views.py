@@ -1,11 +1,11 @@
 """What is told of files."""
 
-import base64
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import Field
 
+from sandboxd.http.kit.encoding import to_base64
 from sandboxd.http.native.fields import Response
 from sandboxd.service.files.values import FileInfo, FileKind, Listing
 
@@ -22,7 +22,7 @@ def exact(path: bytes) -> str | None:
     try:
         path.decode()
     except UnicodeDecodeError:
-        return base64.b64encode(path).decode()
+        return to_base64(path)
     return None
 
 
@@ -88,7 +88,7 @@ class FileList(Located):
         return cls.at(
             path,
             entries=[FileView.of(info) for info in listing.entries],
-            next_cursor=None if listing.next_after is None else base64.b64encode(listing.next_after).decode(),
+            next_cursor=None if listing.next_after is None else to_base64(listing.next_after),
         )
 
 

@@ -2,15 +2,52 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated, Any, Self
 
 import trio
+from pydantic import Field, StringConstraints
 
 from sandboxd.errors import NotFound
 from sandboxd.http.kit.auth import require_all
 from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.kit.streams import ServerSentEvent, sse_response
-from sandboxd.http.native.sandboxes.schemas import EventList, EventView
+from sandboxd.http.native.fields import (
+    Request,
+    Response,
+    rfc3339_time,
+)
 from sandboxd.http.server.stack import TrioResponse
+from sandboxd.model import Event, Scope
+
+
+class EventView(Response):
+    id: int
+    at: datetime
+    kind: str
+    sandbox: str
+    details: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls.model_construct(
+            id=event.id, at=rfc3339_time(event.at), kind=event.kind, sandbox=event.sandbox, details=dict(event.facts)
+        )
+
+
+class EventList(Response):
+    events: list[EventView]
+    next_after: int
+    """give it as `after` to read on"""
+
+
+class EventQuery(Request):
+    after: Annotated[int, Field(ge=0, le=2**62)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    sandbox: Annotated[str, StringConstraints(max_length=64)] | None = None
+    follow: bool = False
+    """stream events as they happen (SSE); so does `Accept: text/event-stream`"""
 
 
 async def events(call: Call) -> EventList | TrioResponse:
@@ -52,3 +89,13 @@ async def _follow(call: Call, sandbox: str | None, after: int) -> AsyncGenerator
         async for event in stream:
             data = EventView.of(event).model_dump_json()
             yield ServerSentEvent(data, event=event.kind, id=str(event.id))
+
+
+READ = Scope.READ
+
+# fmt: off
+EVENT_ROUTES = (
+    Route(method="GET", path="/v1/events", handler=events, scope=READ,
+          query=EventQuery, response=EventList, streams="sse", summary="What happened, or what happens (SSE)"),
+)
+# fmt: on

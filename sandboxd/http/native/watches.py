@@ -1,13 +1,22 @@
-"""Watches on the wire."""
+"""Watches: made, listed, polled, streamed, stopped."""
 
-from base64 import b64encode
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Self
 
+import trio
 from pydantic import AfterValidator, Field, StringConstraints
 
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.encoding import to_base64
+from sandboxd.http.kit.routes import Route
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
+from sandboxd.http.native.events import resume_after
 from sandboxd.http.native.fields import Request, Response, UserName, rfc3339_time, without_nul
-from sandboxd.model import OverflowReason, WatchEvent, WatchEventType, WatchSource, WatchSpec
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.model import OverflowReason, Scope, WatchEvent, WatchEventType, WatchSource, WatchSpec
+from sandboxd.service.sandboxes.entry import Entry
 from sandboxd.service.watches.queue import MAX_EVENTS
 from sandboxd.service.watches.registry import MAX_PATTERN, MAX_PATTERNS, Watch
 
@@ -106,7 +115,7 @@ class WatchEventView(Response):
             id=event.id,
             type=event.type,
             path=shown,
-            path_b64=None if shown == event.path else b64encode(path).decode(),
+            path_b64=None if shown == event.path else to_base64(path),
             is_directory=event.is_directory,
             cookie=event.cookie or None,
             reason=event.reason,
@@ -134,3 +143,66 @@ class WatchEvents(Response):
 class FollowQuery(Request):
     after: Cursor | None = None
     """id of the last event this reader has, as the header Last-Event-ID; by default what nobody has polled yet"""
+
+
+async def create(call: Call) -> WatchView:
+    return WatchView.of(await call.service.watches.create(call.entry, call.body.spec()))
+
+
+async def list_all(call: Call) -> WatchList:
+    watches = call.service.watches.all(call.entry)
+    return WatchList(watches=[WatchView.of(watch) for watch in watches])
+
+
+async def get(call: Call, watch: str) -> WatchView:
+    return WatchView.of(call.service.watches.get(call.entry, watch))
+
+
+async def poll(call: Call, watch: str) -> WatchEvents:
+    entry, wish = call.entry, call.body
+    found = call.service.watches.get(entry, watch)
+    events, cursor = await call.service.watches.poll(
+        entry, found, after=wish.after, limit=wish.limit, patience=wish.wait_ms / 1000
+    )
+    return WatchEvents.of(found, events, cursor)
+
+
+async def stream(call: Call, watch: str) -> TrioResponse:
+    entry = call.entry
+    found = call.service.watches.get(entry, watch)
+    return sse_response(call.conversation, _follow(call, entry, found, resume_after(call)))
+
+
+async def stop(call: Call, watch: str) -> WatchStopped:
+    await call.service.watches.stop(call.entry, watch)
+    return WatchStopped(watch_id=watch)
+
+
+@trio.as_safe_channel
+async def _follow(call: Call, entry: Entry, watch: Watch, after: int | None) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(call.service.watches.follow(entry, watch, after=after)) as events:
+        async for event in events:
+            data = WatchEventView.of(event).model_dump_json()
+            yield ServerSentEvent(data, event=event.type, id=str(event.id))
+
+
+READ, WRITE = Scope.READ, Scope.WRITE
+WATCHES = "/v1/sandboxes/<sandbox>/fs/watch"
+WATCH = f"{WATCHES}/<watch>"
+
+# fmt: off
+WATCH_ROUTES = (
+    Route(method="POST", path=WATCHES, handler=create, scope=WRITE, optional_body=True,
+          body=CreateWatch, response=WatchView, status=201, summary="Watch a directory"),
+    Route(method="GET", path=WATCHES, handler=list_all, scope=READ,
+          response=WatchList, summary="List watches, oldest first"),
+    Route(method="GET", path=WATCH, handler=get, scope=READ,
+          response=WatchView, summary="One watch"),
+    Route(method="POST", path=f"{WATCH}/poll", handler=poll, scope=READ, optional_body=True,
+          body=PollWatch, response=WatchEvents, summary="What happened since the last poll, or after a cursor"),
+    Route(method="GET", path=f"{WATCH}/stream", handler=stream, scope=READ,
+          query=FollowQuery, streams="sse", summary="What happens (SSE); takes nothing from those who poll"),
+    Route(method="POST", path=f"{WATCH}/stop", handler=stop, scope=WRITE,
+          response=WatchStopped, summary="Stop a watch"),
+)
+# fmt: on

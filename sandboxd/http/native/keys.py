@@ -1,53 +1,15 @@
-"""Images, keys and the daemon itself on the wire."""
+"""API keys."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints
 
-from sandboxd.http.native.fields import ImageName, Request, Response, rfc3339_time
-from sandboxd.model import ApiKey, Image, Quota, Scope
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.routes import Route
+from sandboxd.http.native.fields import Request, Response, rfc3339_time
+from sandboxd.model import ApiKey, Quota, Scope
 from sandboxd.service.access.quotas import TIERS
-
-
-class ImageView(Response):
-    digest: str
-    names: list[str]
-    created_at: datetime
-    size_bytes: int
-    user: str
-    workdir: str
-    source: str
-
-    @classmethod
-    def of(cls, image: Image) -> Self:
-        return cls.model_construct(
-            digest=image.digest,
-            names=list(image.names),
-            created_at=rfc3339_time(image.created_at),
-            size_bytes=image.size,
-            user=image.user,
-            workdir=image.workdir,
-            source=image.source,
-        )
-
-
-class ImageList(Response):
-    images: list[ImageView]
-
-
-class ImportQuery(Request):
-    name: ImageName
-
-
-class BuildImage(Request):
-    recipe: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-    rebuild: bool = False
-
-
-class ImageDeleted(Response):
-    image: str
-    status: Literal["deleted"] = "deleted"
 
 
 class CreateKey(Request):
@@ -138,27 +100,30 @@ class KeyRevoked(Response):
     status: Literal["revoked"] = "revoked"
 
 
-class Health(Response):
-    status: Literal["ok"] = "ok"
-    version: str
-    uptime_s: float
-    sandboxes: int
+async def create(call: Call) -> CreatedKey:
+    body = call.body
+    new = await call.service.keys.create(body.name, frozenset(body.scopes), quota=body.to_quota(), own=body.own)
+    return CreatedKey.with_secret(new.key, new.secret)
 
 
-class CapabilitiesView(Response):
-    version: str
-    backend: str
-    """what isolates a sandbox whose client does not say"""
-    backends: list[str]
-    rootless: bool
-    default_image: str
-    limits: dict[str, bool]
-    """which limits this host can enforce"""
-    limits_reason: str
-    disk_reason: str
-    """why the disk cannot be limited"""
-    volume: str
-    """plain, or the file system of the pool: xfs or btrfs"""
-    max_timeout_ms: int
-    max_sandboxes: int
-    networks: list[str]
+async def list_all(call: Call) -> KeyList:
+    return KeyList(keys=[KeyView.of(key) for key in call.service.keys.all()])
+
+
+async def revoke(call: Call, key: str) -> KeyRevoked:
+    await call.service.keys.revoke(key)
+    return KeyRevoked(id=key)
+
+
+ADMIN = Scope.ADMIN
+
+# fmt: off
+KEY_ROUTES = (
+    Route(method="POST", path="/v1/keys", handler=create, scope=ADMIN,
+          body=CreateKey, response=CreatedKey, status=201, summary="Create an API key"),
+    Route(method="GET", path="/v1/keys", handler=list_all, scope=ADMIN,
+          response=KeyList, summary="List API keys"),
+    Route(method="DELETE", path="/v1/keys/<key>", handler=revoke, scope=ADMIN,
+          response=KeyRevoked, summary="Revoke an API key"),
+)
+# fmt: on

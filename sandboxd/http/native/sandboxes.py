@@ -1,6 +1,7 @@
-"""Sandboxes, their metrics and their events on the wire."""
+"""Sandboxes: create, list, get, delete, lifetime, sleep, metrics."""
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,11 @@ from sandboxd.constraints import (
     MemoryLimit,
     ProcessLimit,
     SwapLimit,
+    mapping_bytes,
 )
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.pages import page_of
+from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.fields import (
     DAY_MS,
     BackendName,
@@ -27,18 +32,16 @@ from sandboxd.http.native.fields import (
     Request,
     Response,
     UserName,
+    milliseconds,
     rfc3339_time,
+    seconds,
 )
-from sandboxd.model import Event, ExpiryAction, Limits, Sandbox, SandboxSpec, SandboxState
+from sandboxd.model import ExpiryAction, Limits, Sandbox, SandboxSpec, SandboxState, Scope
 from sandboxd.service.sandboxes import expiry
 from sandboxd.service.sandboxes.metrics import Metrics
 
 # What a client asks for, and is told, under the names that it has here. `image` and `limits` mean something else.
 _SAME = {field.name for field in dataclasses.fields(SandboxSpec)} - {"image", "limits"}
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
 
 
 class LimitsModel(Request):
@@ -111,8 +114,8 @@ class CreateSandbox(Request):
             image="",
             image_name=self.image or "",
             limits=self.limits.to_domain(),
-            timeout=_seconds(self.timeout_ms),
-            idle_timeout=_seconds(self.idle_timeout_ms),
+            timeout=seconds(self.timeout_ms),
+            idle_timeout=seconds(self.idle_timeout_ms),
             **{name: value for name, value in same.items() if value is not None},
         )
 
@@ -166,7 +169,7 @@ class SandboxView(Response):
             ended_at=rfc3339_time(sandbox.ended_at),
             end_at=rfc3339_time(expiry.shown(sandbox.deadline, expiry.now())),
             end_reason=sandbox.end_reason,
-            idle_timeout_ms=None if spec.idle_timeout is None else round(spec.idle_timeout * 1000),
+            idle_timeout_ms=milliseconds(spec.idle_timeout),
             limits=LimitsModel.of(spec.limits),
             node_id=node,
         )
@@ -240,29 +243,115 @@ class MetricsView(Response):
         )
 
 
-class EventView(Response):
-    id: int
-    at: datetime
-    kind: str
-    sandbox: str
-    details: dict[str, Any]
-
-    @classmethod
-    def of(cls, event: Event) -> Self:
-        return cls.model_construct(
-            id=event.id, at=rfc3339_time(event.at), kind=event.kind, sandbox=event.sandbox, details=dict(event.facts)
-        )
+async def create(call: Call) -> SandboxView:
+    spec = call.body.to_domain()
+    if call.body.snapshot is not None:
+        snapshot = call.find_snapshot(call.body.snapshot)
+        return _view(call, await call.service.create_from(snapshot, spec, owner=call.owner))
+    return _view(call, await call.service.create(spec, owner=call.owner))
 
 
-class EventList(Response):
-    events: list[EventView]
-    next_after: int
-    """give it as `after` to read on"""
+async def list_all(call: Call) -> SandboxList:
+    wanted = {
+        name.removeprefix("metadata."): value for name, value in call.arguments.items() if name[:9] == "metadata."
+    }
+    matching = [
+        sandbox
+        for sandbox in call.service.sandboxes.all()
+        if call.sees(sandbox) and _matches(sandbox, call.query.status, wanted)
+    ]
+    page, cursor = page_of(matching, key=cursor_of, size=_size, cursor=call.query.cursor, limit=call.query.limit)
+    return SandboxList(sandboxes=[_view(call, sandbox) for sandbox in page], next_cursor=cursor)
 
 
-class EventQuery(Request):
-    after: Annotated[int, Field(ge=0, le=2**62)] | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    sandbox: Annotated[str, StringConstraints(max_length=64)] | None = None
-    follow: bool = False
-    """stream events as they happen (SSE); so does `Accept: text/event-stream`"""
+def _size(sandbox: Sandbox) -> int:
+    return mapping_bytes(sandbox.spec.env) + mapping_bytes(sandbox.spec.metadata)
+
+
+def cursor_of(sandbox: Sandbox) -> str:
+    """Sorts as sandboxes are listed, and stays valid when the sandbox it names is gone."""
+    return f"{sandbox.created_at:020.6f}-{sandbox.id}"
+
+
+def _matches(sandbox: Sandbox, status: str | None, metadata: Mapping[str, str]) -> bool:
+    return (status is None or sandbox.state == status) and metadata.items() <= sandbox.spec.metadata.items()
+
+
+async def get(call: Call) -> SandboxView:
+    return _view(call, call.entry.sandbox)
+
+
+async def delete(call: Call) -> Deleted:
+    await call.service.lifecycle.delete(call.entry)
+    return Deleted(id=call.entry.sandbox.id)
+
+
+async def set_timeout(call: Call) -> SandboxView:
+    body, lifecycle = call.body, call.service.lifecycle
+    given = body.model_fields_set
+    if "timeout_ms" in given:
+        lifetime = call.service.admission.check_lifetime(seconds(body.timeout_ms))
+        await lifecycle.set_lifetime(call.entry, lifetime, on_timeout=body.on_timeout, only_extend=body.only_extend)
+    if "idle_timeout_ms" in given:
+        await lifecycle.set_idle_timeout(call.entry, seconds(body.idle_timeout_ms))
+    return _view(call, call.entry.sandbox)
+
+
+async def touch(call: Call) -> SandboxView:
+    return _view(call, call.service.lifecycle.touch(call.entry))
+
+
+async def pause(call: Call) -> SandboxView:
+    return _view(call, await call.service.lifecycle.pause(call.entry))
+
+
+async def resume(call: Call) -> SandboxView:
+    return _view(call, await call.service.lifecycle.resume(call.entry))
+
+
+async def stop(call: Call) -> SandboxView:
+    return _view(call, await call.service.lifecycle.stop(call.entry, grace=call.body.grace_ms / 1000))
+
+
+async def start(call: Call) -> SandboxView:
+    return _view(call, await call.service.lifecycle.start(call.entry))
+
+
+async def metrics(call: Call) -> MetricsView:
+    return MetricsView.of(await call.service.metrics.read(call.entry))
+
+
+def _view(call: Call, sandbox: Sandbox) -> SandboxView:
+    return SandboxView.of(sandbox, call.service.node)
+
+
+READ, WRITE = Scope.READ, Scope.WRITE
+SANDBOX = "/v1/sandboxes/<sandbox>"
+
+# fmt: off
+SANDBOX_ROUTES = (
+    Route(method="POST", path="/v1/sandboxes", handler=create, scope=WRITE, optional_body=True,
+          body=CreateSandbox, response=SandboxView, status=201, summary="Create a sandbox"),
+    Route(method="GET", path="/v1/sandboxes", handler=list_all, scope=READ,
+          query=ListQuery, free_arguments="metadata.", response=SandboxList,
+          summary="List sandboxes, oldest first; metadata.KEY=VALUE filters by metadata"),
+    Route(method="GET", path=SANDBOX, handler=get, scope=READ,
+          response=SandboxView, summary="One sandbox, by id or name"),
+    Route(method="DELETE", path=SANDBOX, handler=delete, scope=WRITE,
+          response=Deleted, summary="Destroy a sandbox"),
+    Route(method="POST", path=f"{SANDBOX}/timeout", handler=set_timeout, scope=WRITE,
+          body=SetTimeout, response=SandboxView, summary="Set how long it may live, or be idle, from now on"),
+    Route(method="POST", path=f"{SANDBOX}/touch", handler=touch, scope=WRITE,
+          response=SandboxView, summary="Count it as used now, so that it is not idle"),
+    Route(method="POST", path=f"{SANDBOX}/pause", handler=pause, scope=WRITE,
+          response=SandboxView, summary="Freeze every process; memory and files stay"),
+    Route(method="POST", path=f"{SANDBOX}/resume", handler=resume, scope=WRITE,
+          response=SandboxView, summary="Let a paused sandbox go on from where it stood"),
+    Route(method="POST", path=f"{SANDBOX}/stop", handler=stop, scope=WRITE, optional_body=True,
+          body=Stop, response=SandboxView, summary="End every process; files stay"),
+    Route(method="POST", path=f"{SANDBOX}/start", handler=start, scope=WRITE,
+          response=SandboxView, summary="Start a stopped or exited sandbox over its files"),
+    Route(method="GET", path=f"{SANDBOX}/metrics", handler=metrics, scope=READ,
+          response=MetricsView, summary="What it uses now"),
+)
+# fmt: on

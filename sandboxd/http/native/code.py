@@ -1,15 +1,22 @@
-"""Code execution on the wire: requests, an execution as a whole, and a run's events.
+"""Code in kernels that remember: run to its end or as a stream, and the contexts that it runs in.
 
 Names and shapes are those of ai2in's client, whose parser of the stream takes nothing but `data:` frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Final, Self
 
+import trio
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
-from sandboxd.http.native.fields import DAY_MS, Env, OptionalPath, Request, Response
-from sandboxd.model import StreamName
+from sandboxd.errors import SandboxdError
+from sandboxd.http.kit.call import Call
+from sandboxd.http.kit.large_json import JsonResponse, small_or_large
+from sandboxd.http.kit.routes import Route
+from sandboxd.http.kit.streams import SSE_KEEP_ALIVE_EVENT, ServerSentEvent, sse_response
+from sandboxd.http.native.fields import DAY_MS, Env, OptionalPath, Request, Response, seconds
+from sandboxd.http.server.stack import TrioResponse
+from sandboxd.model import Scope, StreamName
 from sandboxd.service.code.values import (
     CodeContext,
     CodeSpec,
@@ -70,7 +77,7 @@ class RunCode(Request):
             context=self.context_id,
             env=self.env or {},
             cwd=self.cwd or None,
-            timeout=None if self.timeout_ms is None else self.timeout_ms / 1000,
+            timeout=seconds(self.timeout_ms),
         )
 
 
@@ -201,3 +208,78 @@ def event_facts(event: RunEvent) -> dict[str, Any]:
             return {"type": "error", "error": error_facts(event)}
         case RunEnded():
             return {"type": "end", "execution_ms": event.execution_ms, "truncated": event.truncated}
+
+
+async def run(call: Call) -> JsonResponse:
+    body: RunCode = call.body
+    execution = await call.service.code.run_to_end(call.entry, body.to_domain())
+    value = ExecutionView.of(execution).model_dump(mode="json")
+    return small_or_large(value, execution.share.held, share=execution.share)
+
+
+async def run_stream(call: Call) -> TrioResponse:
+    """What can be refused is refused before the stream begins, with a status."""
+    body: RunCode = call.body
+    await call.service.code.check(call.entry, body.to_domain())
+    return sse_response(call.conversation, _stream(call), keep_alive=SSE_KEEP_ALIVE_EVENT)
+
+
+@trio.as_safe_channel
+async def _stream(call: Call) -> AsyncGenerator[ServerSentEvent, None]:
+    try:
+        async with call.service.code.run(call.entry, call.body.to_domain()) as run:
+            while not run.ended:
+                yield ServerSentEvent.of(event_facts(await run.receive()))
+    except SandboxdError as error:
+        failure = RunError(type(error).__name__, error.message, "")
+        yield ServerSentEvent.of({**event_facts(failure), "kind": error.kind, "status": error.status})
+
+
+# -- contexts -----------------------------------------------------------------------------------------------------
+
+
+async def create_context(call: Call) -> ContextView:
+    body: CreateContext = call.body
+    made = await call.service.code.create_context(call.entry, cwd=body.cwd or None, env=body.env or {})
+    return ContextView.of(made)
+
+
+async def list_contexts(call: Call) -> ContextList:
+    contexts = await call.service.code.contexts(call.entry)
+    return ContextList(contexts=[ContextView.of(context) for context in contexts])
+
+
+async def restart_context(call: Call, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.restart_context(call.entry, context))
+
+
+async def interrupt_context(call: Call, context: str) -> ContextInterrupted:
+    return ContextInterrupted.of(await call.service.code.interrupt_context(call.entry, context))
+
+
+async def delete_context(call: Call, context: str) -> ContextView:
+    return ContextView.of(await call.service.code.delete_context(call.entry, context))
+
+
+READ, WRITE = Scope.READ, Scope.WRITE
+SANDBOX = "/v1/sandboxes/<sandbox>"
+CONTEXT = f"{SANDBOX}/contexts/<context>"
+
+# fmt: off
+CODE_ROUTES = (
+    Route(method="POST", path=f"{SANDBOX}/run", handler=run, scope=WRITE,
+          body=RunCode, response=ExecutionView, summary="Run code in a kernel that remembers, to its end"),
+    Route(method="POST", path=f"{SANDBOX}/run/stream", handler=run_stream, scope=WRITE,
+          body=RunCode, streams="sse", summary="Run code and stream its output and results"),
+    Route(method="POST", path=f"{SANDBOX}/contexts", handler=create_context, scope=WRITE, optional_body=True,
+          body=CreateContext, response=ContextView, status=201, summary="Create a context: a kernel of its own"),
+    Route(method="GET", path=f"{SANDBOX}/contexts", handler=list_contexts, scope=READ,
+          response=ContextList, summary="List contexts, oldest first"),
+    Route(method="POST", path=f"{CONTEXT}/restart", handler=restart_context, scope=WRITE,
+          response=ContextView, summary="Give a context a fresh kernel"),
+    Route(method="POST", path=f"{CONTEXT}/interrupt", handler=interrupt_context, scope=WRITE,
+          response=ContextInterrupted, summary="Interrupt what a context runs now"),
+    Route(method="DELETE", path=CONTEXT, handler=delete_context, scope=WRITE,
+          response=ContextView, summary="Delete a context and its kernel"),
+)
+# fmt: on

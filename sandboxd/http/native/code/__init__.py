@@ -1,1 +1,0 @@
-"""Code execution over /v1."""

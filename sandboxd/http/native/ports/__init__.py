@@ -1,1 +1,0 @@
-"""Ports over /v1."""

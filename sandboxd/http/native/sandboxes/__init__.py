@@ -1,1 +1,0 @@
-"""Sandboxes and their events over /v1."""

@@ -1,1 +1,0 @@
-"""Snapshots, clones and the use of the disk over /v1."""
