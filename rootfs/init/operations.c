@@ -224,7 +224,7 @@ static const struct operation {
 
 /* The only thing that a process of the sandbox may ask for. */
 static const struct operation inside_operation = {
-    .type = OP_SUDO, .start = sudo, NEEDS(TAG_ARG), TAKES(TAG_ENV, TAG_CWD, TAG_USER, TAG_COLS, TAG_ROWS, TAG_FLAGS)};
+    .type = OP_SUDO, .start = sudo, NEEDS(TAG_ARG), TAKES(TAG_ENV, TAG_CWD, TAG_USER, TAG_GROUP, TAG_COLS, TAG_ROWS, TAG_FLAGS)};
 
 static const struct operation *find_operation(const struct connection *connection, uint8_t type)
 {

@@ -45,7 +45,8 @@ static int check_strings(const struct request *request, struct failure *failure)
     const uint8_t *at = request->fields;
     struct field field;
     while (field_next(&at, request->end, &field) == 1) {
-        if (field.tag != TAG_ARG && field.tag != TAG_ENV && field.tag != TAG_CWD && field.tag != TAG_USER)
+        if (field.tag != TAG_ARG && field.tag != TAG_ENV && field.tag != TAG_CWD && field.tag != TAG_USER &&
+            field.tag != TAG_GROUP)
             continue;
         if (memchr(field.value, 0, field.length) != NULL)
             return refuse(failure, EINVAL, "request", "cannot pass a string with a NUL byte to a command");
@@ -66,7 +67,7 @@ int spawn_prepare(const struct request *request, struct spawn *spawn, struct fai
     size_t pointers = arguments + 1 + variables + DEFAULT_VARIABLES + 1;
     size_t payload = (size_t)(request->end - request->fields);
     /* Each string is shorter than its field, whose header also makes room for the NUL. */
-    char *block = malloc(pointers * sizeof(char *) + payload + 2);
+    char *block = malloc(pointers * sizeof(char *) + payload + 3);
     if (block == NULL)
         return fail(failure, ENOMEM, "resource", "cannot start a command");
 
@@ -86,6 +87,7 @@ int spawn_prepare(const struct request *request, struct spawn *spawn, struct fai
     *argument = *variable = NULL;
     spawn->cwd = append_string(&at, request->bytes[TAG_CWD]);
     spawn->user = append_string(&at, request->bytes[TAG_USER]);
+    spawn->group = append_string(&at, request->bytes[TAG_GROUP]);
     spawn->rlimits = (struct bytes){request->fields, (uint32_t)payload};
     spawn->program_lookup = has_flag(request, FLAG_PROGRAM_LOOKUP);
     spawn->terminal = has(request, TAG_COLS);
@@ -335,6 +337,13 @@ static int authorize(const struct spawn *spawn, struct report *report)
     return tree_find_keeper(spawn->requester, &report->requester_keeper, &report->failure);
 }
 
+static int find_user(const struct spawn *spawn, struct user *user, struct failure *failure)
+{
+    if (user_lookup(spawn->user, user, failure) < 0)
+        return -1;
+    return spawn->group[0] == 0 ? 0 : gid_from_text(spawn->group, &user->gid, failure);
+}
+
 static pid_t vfork_leader(struct launch *launch)
 {
     /* A vfork costs no copy of page tables, and when it returns the exec has succeeded or failed: no extra pipe. */
@@ -351,7 +360,7 @@ static pid_t start_leader(const struct spawn *spawn, int status)
     struct launch launch = {.spawn = spawn, .user = &user};
     pid_t leader = -1;
 
-    if (authorize(spawn, &report) == 0 && user_lookup(spawn->user, &user, &report.failure) == 0) {
+    if (authorize(spawn, &report) == 0 && find_user(spawn, &user, &report.failure) == 0) {
         add_default_variables(spawn, &user, variables);
         leader = vfork_leader(&launch);
         if (leader < 0) {

@@ -19,6 +19,7 @@ struct spawn {
     char **argv; /* NULL-terminated, as is env */
     char **env;
     const char *cwd, *user;
+    const char *group; /* instead of the user's own; "" is that */
     struct bytes rlimits; /* RLIMIT_SIZE each */
     bool program_lookup;
     bool terminal;

@@ -1,8 +1,8 @@
 /*
  * sudo_applet.c: the `sudo` of a sandbox, a client of init; see sudo.h.
  *
- * It understands what scripts and people use: sudo [-E] [-H] [-n] [-S] [-u USER] [-i | -s] [--] [VAR=VALUE…] [CMD…],
- * -v, -k and -K.  There are no passwords.
+ * It understands what scripts and people use (usage() has it all).  There are no passwords, so that what is about them
+ * does nothing; what it cannot do it refuses by name.
  */
 #include "sudo.h"
 #include "frames.h"
@@ -29,7 +29,8 @@ enum { MAX_TYPED_AHEAD = 32 * 1024, TYPED_SIZE = 4 * 1024, EXIT_FAILED = 1, EXIT
 extern char **environ;
 
 struct options {
-    const char *user;
+    const char *user, *group; /* group NULL: the user's own */
+    const char *preserved;    /* names, separated by commas */
     bool preserve, login, shell, nothing;
 };
 
@@ -63,12 +64,34 @@ _Noreturn static void die(const char *message)
     exit(EXIT_FAILED);
 }
 
+static void put_usage(FILE *file)
+{
+    fprintf(file, "usage: sudo [-EHknS] [--preserve-env=names] [-p prompt] [-u user] [-g group] [-i | -s] [--]\n"
+                  "            [VAR=value ...] [command [argument ...]]\n"
+                  "       sudo -v | -k | -K | -V | -h\n"
+                  "Members of group sudo may run any command as any user of this sandbox; there are no passwords.\n");
+}
+
 _Noreturn static void usage(void)
 {
-    fprintf(stderr, "usage: sudo [-EHnS] [-u user] [-i | -s] [--] [VAR=value ...] [command [argument ...]]\n"
-                    "       sudo -v | -k | -K\n"
-                    "Members of group sudo may run any command as any user of this sandbox; there are no passwords.\n");
+    put_usage(stderr);
     exit(EXIT_FAILED);
+}
+
+_Noreturn static void refuse_option(char **argv, int option)
+{
+    /* Of a long one that is not known, getopt tells nothing but that it has stepped over it. */
+    if (option == 0)
+        fprintf(stderr, "sudo: cannot use %s in a sandbox\n", argv[optind - 1]);
+    else
+        fprintf(stderr, "sudo: cannot use -%c in a sandbox\n", option);
+    usage();
+}
+
+/* Ids may be written "#1000", as sudo has them. */
+static const char *without_mark(const char *id)
+{
+    return id[0] == '#' ? id + 1 : id;
 }
 
 /* ---- the request ------------------------------------------------------------------------------------------- */
@@ -76,28 +99,47 @@ _Noreturn static void usage(void)
 static void parse_options(int argc, char **argv, struct options *options)
 {
     static const struct option long_options[] = {
-        {"user", required_argument, NULL, 'u'},      {"preserve-env", no_argument, NULL, 'E'},
+        {"user", required_argument, NULL, 'u'},      {"preserve-env", optional_argument, NULL, 'E'},
+        {"group", required_argument, NULL, 'g'},     {"prompt", required_argument, NULL, 'p'},
+        {"version", no_argument, NULL, 'V'},         {"help", no_argument, NULL, 'h'},
         {"login", no_argument, NULL, 'i'},           {"shell", no_argument, NULL, 's'},
         {"non-interactive", no_argument, NULL, 'n'}, {"stdin", no_argument, NULL, 'S'},
         {"set-home", no_argument, NULL, 'H'},        {"validate", no_argument, NULL, 'v'},
         {"reset-timestamp", no_argument, NULL, 'k'}, {"remove-timestamp", no_argument, NULL, 'K'},
         {0},
     };
-    *options = (struct options){.user = "root"};
+    static char own_uid[16];
+    *options = (struct options){0};
+    bool forgets = false;
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, "+u:EisnSHvkK", long_options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, "+u:g:p:EisnSHvkKVh", long_options, NULL)) != -1;) {
         switch (option) {
-        case 'u': options->user = optarg; break;
-        case 'E': options->preserve = true; break;
+        case 'u': options->user = without_mark(optarg); break;
+        case 'g': options->group = without_mark(optarg); break;
+        case 'E':
+            if (optarg != NULL)
+                options->preserved = optarg;
+            else
+                options->preserve = true;
+            break;
         case 'i': options->login = true; break;
         case 's': options->shell = true; break;
-        case 'v': case 'k': case 'K': options->nothing = true; break;
-        case 'n': case 'S': case 'H': break;
-        default: usage();
+        case 'v': case 'K': options->nothing = true; break;
+        case 'k': forgets = true; break;
+        case 'n': case 'S': case 'H': case 'p': break;
+        case 'V': case 'h':
+            put_usage(stdout);
+            exit(0);
+        default: refuse_option(argv, optopt);
         }
     }
     if (options->login && options->shell)
         usage();
+    options->nothing = options->nothing || (forgets && optind == argc && !options->login && !options->shell);
+    /* With a group alone it is the caller who gets it. */
+    snprintf(own_uid, sizeof own_uid, "%u", getuid());
+    if (options->user == NULL)
+        options->user = options->group != NULL ? own_uid : "root";
 }
 
 static bool has_name(const char *variable, const char *name)
@@ -106,9 +148,21 @@ static bool has_name(const char *variable, const char *name)
     return strncmp(variable, name, length) == 0 && (variable[length] == '=' || name[length - 1] == '_');
 }
 
-/* As sudo's env_reset: what concerns the terminal and the language. */
-static bool is_kept(const char *variable, bool preserve)
+/* Whether the variable's name stands in a list with commas. */
+static bool is_listed(const char *variable, const char *names)
 {
+    size_t length = strcspn(variable, "=");
+    for (const char *name = names; name != NULL; name = strchr(name, ','), name = name != NULL ? name + 1 : NULL) {
+        if (strcspn(name, ",") == length && strncmp(name, variable, length) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* As sudo's env_reset: what concerns the terminal and the language. */
+static bool is_kept(const char *variable, const struct options *options)
+{
+    bool preserve = options->preserve;
     static const char *const kept[] = {"TERM", "COLORTERM", "LANG", "LANGUAGE", "LC_", "TZ", "DISPLAY"};
     static const char *const dropped[] = {"PATH", "USER", "LOGNAME", "SUDO_"};
     for (size_t i = 0; preserve && i < ARRAY_SIZE(dropped); i++) {
@@ -119,7 +173,7 @@ static bool is_kept(const char *variable, bool preserve)
         if (has_name(variable, kept[i]))
             return true;
     }
-    return preserve;
+    return preserve || is_listed(variable, options->preserved);
 }
 
 static bool is_assignment(const char *argument)
@@ -148,7 +202,7 @@ static void put_formatted(struct frame_writer *writer, const char *name, unsigne
 static void put_environment(struct frame_writer *writer, const struct options *options, char **assignments, size_t count)
 {
     for (char **variable = environ; *variable != NULL; variable++) {
-        if (is_assignment(*variable) && is_kept(*variable, options->preserve) &&
+        if (is_assignment(*variable) && is_kept(*variable, options) &&
             !is_overridden(*variable, assignments, count))
             put_string(writer, TAG_ENV, *variable);
     }
@@ -222,6 +276,8 @@ static void put_request(struct buffer *out, const struct options *options, char 
     put_command(&writer, options, argv + assignments);
     put_environment(&writer, options, argv, assignments);
     put_string(&writer, TAG_USER, options->user);
+    if (options->group != NULL)
+        put_string(&writer, TAG_GROUP, options->group);
     put_number(&writer, TAG_FLAGS, FLAG_PROGRAM_LOOKUP);
     if (!options->login && getcwd(cwd, sizeof cwd) != NULL)
         put_string(&writer, TAG_CWD, cwd);
