@@ -1,9 +1,13 @@
 """Sandboxes paused and resumed, stopped and started, through the API of a real daemon."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import time
+from datetime import datetime
+from typing import Any
 
 from tests.e2e.test_lifecycle import SANDBOXES, at_once
 from tests.support import witnesses
@@ -251,3 +255,46 @@ def test_whatever_its_processes_are_called_it_can_be_paused_kept_and_cloned(daem
     assert taken.status == 201
     assert daemon.call("DELETE", f"/v1/snapshots/{taken.json['id']}").status == 200
     assert daemon.call("POST", f"{SANDBOXES}/{sandbox}/clone", {}).status == 201
+
+
+LIMIT_MS = 6000
+PAUSE = 6.5
+
+
+def lasted(command: Any) -> float:
+    """Seconds."""
+    began, ended = (datetime.fromisoformat(command[name]) for name in ("created_at", "ended_at"))
+    return (ended - began).total_seconds()
+
+
+def test_a_time_limit_stands_still_with_its_sandbox(daemon: Daemon) -> None:
+    """Of a command that a client waits for, and of one in the background: each ends later by what the pause took."""
+    sandbox = daemon.create()
+    command = change(daemon, sandbox, "commands", {"cmd": "sleep 603", "timeout_ms": LIMIT_MS}).json["command_id"]
+    with contextlib.closing(daemon.connect()) as connection:
+        body = json.dumps({"cmd": "sleep 604", "timeout_ms": LIMIT_MS}).encode()
+        connection.request("POST", f"{SANDBOXES}/{sandbox}/shell", body)
+        wait_until(lambda: daemon.shell(sandbox, "pgrep -c -x sleep")["stdout"] == "2\n")
+        changed(daemon, sandbox, "pause")
+        time.sleep(PAUSE)
+        changed(daemon, sandbox, "resume")
+        result = json.loads(connection.getresponse().read())
+    view = change(daemon, sandbox, f"commands/{command}/wait", {"timeout_ms": 60_000}).json
+    assert (result["timed_out"], view["timed_out"]) == (True, True)
+    for seconds in (result["duration_ms"] / 1000, lasted(view)):
+        assert seconds >= LIMIT_MS / 1000 + PAUSE - 0.1
+
+
+def test_a_time_limit_stands_still_though_another_daemon_ends_the_pause(own_daemon: Daemon) -> None:
+    daemon = own_daemon
+    daemon.start()
+    sandbox = daemon.create()
+    command = change(daemon, sandbox, "commands", {"cmd": "sleep 605", "timeout_ms": LIMIT_MS}).json["command_id"]
+    changed(daemon, sandbox, "pause")
+    daemon.kill()
+    time.sleep(PAUSE)
+    daemon.start()
+    changed(daemon, sandbox, "resume")
+    view = change(daemon, sandbox, f"commands/{command}/wait", {"timeout_ms": 60_000}).json
+    assert view["timed_out"] is True
+    assert lasted(view) >= LIMIT_MS / 1000 + PAUSE - 0.1

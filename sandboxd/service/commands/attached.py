@@ -110,9 +110,9 @@ class RunningCommand:
         with self._killing_it():
             await self._kill_tree()
 
-    async def kill_at(self, deadline: float) -> None:
-        """A task beside the reader: the time limit."""
-        await trio.sleep_until(deadline)
+    async def kill_after(self, seconds: float) -> None:
+        """A task beside the reader: the time limit, which stands still with the sandbox."""
+        await self._entry.sleep_awake(seconds)
         self._timed_out = True
         with self._killing_it():
             while True:
@@ -197,8 +197,7 @@ async def attached_command(entry: Entry, spec: CommandSpec) -> AsyncIterator[Run
         started = CommandStarted(attachment.command, attachment.pid or 0)
         command = RunningCommand(entry, running.init, attachment, started)
         if spec.timeout is not None:
-            deadline = trio.current_time() + spec.timeout
-            await stack.enter_async_context(beside(command.kill_at, deadline))
+            await stack.enter_async_context(beside(command.kill_after, spec.timeout))
         try:
             yield command
         finally:

@@ -107,10 +107,14 @@ class BackgroundCommands:
 
         Of one that is paused, once it goes on. Only of what was started before: clients are starting more already.
         """
+        paused_at = entry.sandbox.paused_at
+        await entry.wait_awake()
         with init_errors(entry):
             listed = {_label(item): item for item in await machine(entry).init.commands() if item.label}
         book = self._book(entry)
         for command in [command for command in book.values() if command.inherited and not command.record.ended]:
+            if paused_at is not None:
+                await self._follower.put_off(command, clock.wall() - paused_at)
             if (found := listed.get(command.record.id)) is not None:
                 entry.start_resident(self._follower.resume, entry, command, found)
             else:

@@ -240,9 +240,7 @@ class CommandFollower:
         return True
 
     async def _kill_at_deadline(self, entry: Entry, command: Command) -> None:
-        deadline = command.record.deadline
-        assert deadline is not None
-        await _sleep_until(deadline)
+        await self._wait_for_deadline(entry, command)
         while True:
             try:
                 await kill_tree(entry, command.record.number)
@@ -250,16 +248,32 @@ class CommandFollower:
                 log.warning("command %s of %s: %s", command.record.id, entry.sandbox.id, failure)
             await trio.sleep(KILL_RETRY)
 
+    async def _wait_for_deadline(self, entry: Entry, command: Command) -> None:
+        """Until then by the wall clock; a pause of the sandbox puts it off by as long as it took."""
+        while (deadline := command.record.deadline) is not None:
+            if (paused_at := entry.sandbox.paused_at) is not None:
+                await entry.wait_awake()
+                await self.put_off(command, clock.wall() - paused_at)
+            elif (remaining := deadline - clock.wall()) <= 0:
+                return
+            else:
+                with trio.move_on_after(min(remaining, CLOCK_CHECK)):
+                    await entry.changed.wait()
+
+    async def put_off(self, command: Command, seconds: float) -> None:
+        """Move its deadline, if it has one; a clock that was set back does not bring it nearer."""
+
+        def later(record: CommandRecord) -> CommandRecord:
+            deadline = record.deadline
+            return record if deadline is None else replace(record, deadline=deadline + max(0.0, seconds))
+
+        try:
+            await command.change(self._store, later)
+        except Unavailable as failure:  # it holds for as long as this daemon runs
+            log.error("the new deadline of command %s could not be recorded: %s", command.record.id, failure)
+
     def _writer(self, command: Command) -> LogWriter:
         return LogWriter(command.directory, limit=self._log_limit)
-
-
-async def _sleep_until(wall_clock: float) -> None:
-    while True:
-        remaining = wall_clock - clock.wall()
-        if remaining <= 0:
-            return
-        await trio.sleep(min(remaining, CLOCK_CHECK))
 
 
 def _leave(command: Command) -> None:

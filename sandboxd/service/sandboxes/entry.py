@@ -111,6 +111,20 @@ class Entry:
         self.settled.set()
         self.settled = trio.Event()
 
+    async def wait_awake(self) -> None:
+        """Until it is not paused."""
+        while self.sandbox.paused_at is not None:
+            await self.changed.wait()
+
+    async def sleep_awake(self, seconds: float) -> None:
+        """Sleep for so many seconds, of which those that the sandbox is paused for do not count."""
+        while seconds > 0:
+            await self.wait_awake()
+            began = trio.current_time()
+            with trio.move_on_after(seconds):
+                await self.changed.wait()
+            seconds -= trio.current_time() - began
+
     def note_oom(self) -> None:
         self.oom_noticed = True
 
