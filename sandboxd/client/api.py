@@ -154,8 +154,9 @@ class Client(
         if terminal is not None:
             options["terminal"] = {"cols": terminal[0], "rows": terminal[1]}
         async with self._websocket(sandbox_path(sandbox, "exec")) as websocket:
-            await websocket.send(json.dumps({"type": "start", **command_wish(command), "stdin": stdin, **options}))
-            yield Exec(websocket)
+            running = Exec(websocket)
+            await running.begin(type="start", **command_wish(command), stdin=stdin, **options)
+            yield running
 
     # Events and the log
 

@@ -208,6 +208,10 @@ class Conversation(Generic[E]):
             except WebSocketClosed:
                 return  # `receive` will say it
 
+    async def begin(self, **message: Any) -> None:
+        """Say what the conversation is about. A daemon that has refused already says so to `receive`."""
+        await self._send(**message)
+
     async def _send(self, **message: Any) -> None:
         with suppress(WebSocketClosed):  # whoever receives learns why; there is nothing left to control
             await self._websocket.send(json.dumps(message))

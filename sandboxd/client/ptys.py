@@ -1,6 +1,5 @@
 """The client's methods for terminals, and its place at one: `Client.attach_pty`."""
 
-import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -144,8 +143,9 @@ class PtyMethods(Caller):
         if size is not None:
             wish["size"] = {"cols": size[0], "rows": size[1]}
         async with self._websocket(_path(sandbox, pty, "ws")) as websocket:
-            await websocket.send(json.dumps({"type": "attach", **wish}))
-            yield PtyAttachment(websocket)
+            attachment = PtyAttachment(websocket)
+            await attachment.begin(type="attach", **wish)
+            yield attachment
 
 
 def _path(sandbox: str, pty: str, operation: str = "") -> str:

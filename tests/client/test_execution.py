@@ -1,14 +1,18 @@
 """A command with live input and output: the window of its stdin, its events, its end."""
 
+import json
 import os
 
 import pytest
 import trio
+import wsproto
 from hypothesis import given
 from hypothesis import strategies as st
+from wsproto.events import AcceptConnection, CloseConnection, TextMessage
 
 from sandboxd.client import ApiError, Client, ConnectionLost, Exec, Exited, Output, Started, StdinClosed
 from sandboxd.client.execution import STDIN_WINDOW, StdinWindow
+from sandboxd.client.websocket import WebSocket
 
 MIB = 1024 * 1024
 LIMIT = 30.0
@@ -41,6 +45,27 @@ def test_an_acknowledgement_that_cannot_be_is_refused(total: int) -> None:
     window.note_taken(5)
     with pytest.raises(ConnectionLost):
         window.note_taken(total)
+
+
+# -- a daemon that has refused before anything was asked ----------------------------------------------------------
+
+
+async def test_a_refusal_that_comes_with_the_handshake_is_what_the_client_learns() -> None:
+    """The connection is closed already when the client says what it wants: that is not the news."""
+    ours, theirs = (trio.SocketStream(end) for end in trio.socket.socketpair())
+    async with ours, theirs:
+        websocket, server = WebSocket(ours), wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(websocket.open, "host", "/path", [])
+            server.receive_data(bytes(await theirs.receive_some()))
+            list(server.events())
+            refusal = json.dumps({"type": "error", "error": "cannot find it", "kind": "not_found", "status": 404})
+            said = (AcceptConnection(), TextMessage(data=refusal), CloseConnection(code=4404))
+            await theirs.send_all(b"".join(server.send(event) for event in said))
+        command = Exec(websocket)
+        await command.begin(type="start", argv=["true"])
+        with pytest.raises(ApiError, match="cannot find it"):
+            await anext(aiter(command))
 
 
 # -- a real command -----------------------------------------------------------------------------------------------
