@@ -115,8 +115,9 @@ def mount_overlay(lowers: Sequence[str], writable: str, target: str, *, userxatt
         # The layers may lie on several file systems: without it every file of another one has a device of its own.
         "xino=on",
     ]
-    if userxattr:
-        options.append("userxattr")
+    # A directory of a lower layer, as all are in a clone, can be renamed by a note of where it was. The kernel takes
+    # no such notes from where a sandbox could write them itself: without root the rename fails with EXDEV.
+    options.append("userxattr" if userxattr else "redirect_dir=on")
     syscalls.mount("overlay", target, "overlay", flags=MS_NOSUID | MS_NODEV, data=",".join(options))
 
 

@@ -15,8 +15,11 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
+
+from sandboxd.trees.redirects import REDIRECT, Path, locate, opened_below, redirects_of, set_lower
 
 MAX_DEPTH: Final = 2048
 """PATH_MAX / 2: nothing deeper has a path that a program could use."""
@@ -27,6 +30,8 @@ _FICLONE: Final = 0x40049409
 _NO_REFLINK: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 _LINKS: Final = ".links"
+_WHOLE: Final = ".whole"
+_WAITING: Final = "renamed-"
 
 WHITEOUT: Final = os.makedev(0, 0)
 OPAQUE: Final = "overlay.opaque"
@@ -58,6 +63,22 @@ class _Frame:
     fresh: bool
     """the target was made just now and is empty"""
     found: os.stat_result
+    place: Path
+    """path from the top of the tree"""
+    covers: bool
+    """layers are merged, and nothing below them shows in the directory that they become: it needs no whiteouts, which
+    overlayfs would list as names that cannot be looked up"""
+    renamed: "_Renamed | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Renamed:
+    """A directory of the upper layer whose lower part is, or was, elsewhere: see redirects.py."""
+
+    waiting: str | None
+    """name in the scratch directory of the part that the layer beneath had of it"""
+    lower: Path | None
+    """where the layers below both have a part of it"""
 
 
 def clone_tree(
@@ -76,23 +97,58 @@ def lay_over(
 ) -> CloneSummary:
     """Lay the layer `source` over the layer `target`: what overlayfs would show of the two becomes one layer.
 
-    Whiteouts stay, since there are layers below these two.
+    Whiteouts stay, since there are layers below these two, and so do notes of where in them a renamed directory's
+    lower part lies; what the layer `target` has of such a directory moves with it.
     """
     return _TreeClone(scratch, userxattr, check).run(source, target, fresh=False)
+
+
+def bring_in(tree: int, lower: int, *, scratch: int, check: Callable[[], None] = lambda: None) -> None:
+    """Give each renamed directory of the layer `tree` a copy of what `lower`, all that is below it, has of it.
+
+    The layer then shows the same without a note of a rename, and can be kept where nobody understands those.
+    `scratch` is an empty directory on the layer's file system, empty again afterwards. Raises: TreeRefused, OSError.
+    """
+    for redirect in reversed(redirects_of(tree, max_depth=MAX_DEPTH)):
+        *parents, name = redirect.place
+        with opened_below(tree, tuple(parents)) as parent, opened_below(parent, (name,)) as directory:
+            set_lower(directory, None)
+            if redirect.lower is None:
+                continue
+            os.mkdir(_WHOLE, 0o700, dir_fd=scratch)
+            os.mkdir(_LINKS, 0o700, dir_fd=scratch)
+            with opened_below(scratch, (_WHOLE,)) as whole, opened_below(scratch, (_LINKS,)) as links:
+                with contextlib.suppress(FileNotFoundError), opened_below(lower, redirect.lower) as below:
+                    clone_tree(below, whole, scratch=links, check=check)
+                lay_over(directory, whole, scratch=links, check=check)
+            os.rmdir(_LINKS, dir_fd=scratch)
+            kept = os.fstat(parent)
+            _remove(parent, name)
+            os.rename(_WHOLE, name, src_dir_fd=scratch, dst_dir_fd=parent)
+            os.utime(parent, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
 
 class _TreeClone:
     def __init__(self, scratch: int, userxattr: bool, check: Callable[[], None]) -> None:
         self._scratch = scratch
         self._opaque = ("user." if userxattr else "trusted.") + OPAQUE
+        self._kept = frozenset({self._opaque} if userxattr else {self._opaque, REDIRECT})
+        """what a directory of the layer beneath notes of those below, and keeps when it is merged"""
         self._check = check
         self._reflink = True
         self._linked: dict[int, int] = {}
         """names of a file still to come, by inode; its copy waits in the scratch directory meanwhile"""
+        self._renamed: dict[Path, _Renamed] = {}
+        """directories of the upper layer whose lower part is not at their own place"""
+        self._merging = False
         self._summary = CloneSummary()
 
     def run(self, source: int, target: int, *, fresh: bool) -> CloneSummary:
-        stack = [_open_frame(os.dup(source), os.dup(target), fresh=fresh)]
+        self._merging = not fresh
+        if self._merging and REDIRECT in self._kept:
+            self._find_renamed(source, target)
+        covers = not fresh and self._opaque in os.listxattr(source)
+        stack = [_open_frame(os.dup(source), os.dup(target), fresh=fresh, place=(), covers=covers)]
         try:
             while stack:
                 self._check()
@@ -101,7 +157,27 @@ class _TreeClone:
             for frame in stack:
                 _close_frame(frame)
             self._forget_links()
+            for renamed in self._renamed.values():
+                if renamed.waiting is not None:  # an upper layer that no overlay has written
+                    _remove(self._scratch, renamed.waiting)
         return self._summary
+
+    def _find_renamed(self, source: int, target: int) -> None:
+        """Take the lower parts of renamed directories out of the layer beneath, the deepest first: they may lie in
+        one another, and what the upper layer has at their old places would remove them.
+        """
+        redirects = redirects_of(source, max_depth=MAX_DEPTH)
+        for redirect in sorted(redirects, key=lambda redirect: len(redirect.lower or ()), reverse=True):
+            self._check()
+            waiting, lower = None, redirect.lower
+            if redirect.lower:
+                there, lower = locate(target, redirect.lower)
+                if there:
+                    waiting = f"{_WAITING}{len(self._renamed)}"
+                    *parents, name = redirect.lower
+                    with opened_below(target, tuple(parents)) as parent:
+                        os.rename(name, waiting, src_dir_fd=parent, dst_dir_fd=self._scratch)
+            self._renamed[redirect.place] = _Renamed(waiting, lower)
 
     def _step(self, stack: list[_Frame]) -> None:
         frame = stack[-1]
@@ -132,6 +208,8 @@ class _TreeClone:
             raise TreeRefused(f"{name!r} in it is a device node")
         if not frame.fresh:
             _remove(frame.target, name)
+        if kind == stat.S_IFCHR and frame.covers:
+            return None
         if found.st_nlink > 1 and self._link_again(frame, name, found):
             return None
         if kind == stat.S_IFREG:
@@ -145,9 +223,14 @@ class _TreeClone:
     # -- directories ----------------------------------------------------------------------------------------------
 
     def _directory(self, frame: _Frame, name: str, found: os.stat_result) -> _Frame:
+        place = (*frame.place, name)
+        renamed = self._renamed.pop(place, None)
         source = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=frame.source)
         try:
-            fresh, hides = (True, False) if frame.fresh else self._clear_way(frame, name, source)
+            if renamed is not None:
+                fresh, hides = self._put_renamed(frame, name, renamed), False
+            else:
+                fresh, hides = (True, False) if frame.fresh else self._clear_way(frame, name, source)
             if fresh:
                 os.mkdir(name, 0o700, dir_fd=frame.target)
             target = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=frame.target)
@@ -156,7 +239,25 @@ class _TreeClone:
             raise
         if hides:
             os.setxattr(target, self._opaque, b"y")
-        return _open_frame(source, target, fresh=fresh)
+        covers = self._merging and self._covers(frame, source, target, renamed)
+        return _open_frame(source, target, fresh=fresh, place=place, covers=covers, renamed=renamed)
+
+    def _covers(self, frame: _Frame, source: int, target: int, renamed: _Renamed | None) -> bool:
+        if renamed is not None:
+            return renamed.lower is None
+        beneath = os.listxattr(target)
+        if self._opaque in os.listxattr(source) or self._opaque in beneath:
+            return True
+        return frame.covers and REDIRECT not in beneath  # which leads out of what covers it
+
+    def _put_renamed(self, frame: _Frame, name: str, renamed: _Renamed) -> bool:
+        """Put what the layer beneath has of it in its new place. Whether there is nothing, and it begins anew."""
+        if not frame.fresh:
+            _remove(frame.target, name)
+        if renamed.waiting is None:
+            return True
+        os.rename(renamed.waiting, name, src_dir_fd=self._scratch, dst_dir_fd=frame.target)
+        return False
 
     def _clear_way(self, frame: _Frame, name: str, source: int) -> tuple[bool, bool]:
         """Remove what this directory replaces: (whether it begins anew, whether it must then hide what lies below).
@@ -175,7 +276,9 @@ class _TreeClone:
     def _finish_directory(self, frame: _Frame) -> None:
         """Attributes, and last of all the times, which writing into it has changed."""
         try:
-            _copy_attributes(frame.source, frame.target, frame.found, keep=self._opaque)
+            _copy_attributes(frame.source, frame.target, frame.found, keep=self._kept)
+            if frame.renamed is not None:
+                set_lower(frame.target, frame.renamed.lower)
         finally:
             _close_frame(frame)
 
@@ -268,9 +371,11 @@ class _TreeClone:
                 os.unlink(str(inode), dir_fd=self._scratch)
 
 
-def _open_frame(source: int, target: int, *, fresh: bool) -> _Frame:
+def _open_frame(
+    source: int, target: int, *, fresh: bool, place: Path, covers: bool, renamed: _Renamed | None = None
+) -> _Frame:
     try:
-        return _Frame(source, target, iter(os.listdir(source)), fresh, os.fstat(source))
+        return _Frame(source, target, iter(os.listdir(source)), fresh, os.fstat(source), place, covers, renamed)
     except BaseException:
         os.close(source)
         os.close(target)
@@ -287,12 +392,14 @@ def copy_directory_attributes(source: int, target: int) -> None:
     _copy_attributes(source, target, os.fstat(source))
 
 
-def _copy_attributes(source: int, target: int, found: os.stat_result, *, keep: str = "") -> None:
+def _copy_attributes(
+    source: int, target: int, found: os.stat_result, *, keep: AbstractSet[str] = frozenset()
+) -> None:
     """In the order in which the kernel lets them stand: chown clears setuid and capabilities."""
     os.fchown(target, found.st_uid, found.st_gid)
     os.fchmod(target, stat.S_IMODE(found.st_mode))
     names = os.listxattr(source)
-    for name in set(os.listxattr(target)) - {*names, keep}:
+    for name in set(os.listxattr(target)) - {*names, *keep}:
         os.removexattr(target, name)
     for name in names:
         os.setxattr(target, name, os.getxattr(source, name))

@@ -100,6 +100,45 @@ def test_a_clone_inherits_what_was_asked_for_and_is_somebody_else(box: Box) -> N
     assert box.daemon.view("copy")["id"] == clone.id
 
 
+RENAME = """
+import os
+os.makedirs("/home/user/p/old/deep"); open("/home/user/p/old/deep/file", "w").write("mine")
+"""
+RENAME_AGAIN = """
+import os
+os.rename("/home/user/p/old", "/home/user/p/new")
+os.rename("/home/user/p/new/deep", "/opt/deep")
+os.mkdir("/home/user/p/old"); open("/home/user/p/old/other", "w").write("other")
+os.rename("/usr/share/perl5", "/usr/share/perl5-was"); open("/usr/share/perl5-was/mine", "w").write("x")
+"""
+RENAMED = (
+    "find /home/user/p /opt | sort; cat /opt/deep/file /home/user/p/old/other; "
+    "ls -d /usr/share/perl5*; find /usr/share/perl5-was | sort | sha256sum"
+)
+
+
+@pytest.mark.needs_root
+def test_directories_of_a_clone_and_of_its_image_can_be_renamed(own_root_daemon: Daemon) -> None:
+    """As git mv, npm and rustup do, by rename(2); in a clone every directory is of a layer below."""
+    daemon = own_root_daemon.start()
+    origin = Box(daemon, daemon.create())
+    python(origin, RENAME)
+    clone = Box(daemon, origin.answer("clone", None).json["id"])
+    python(clone, RENAME_AGAIN)
+    shown = clone.shell(RENAMED, user="root")["stdout"]
+    assert "/opt/deep/file\nmineother/usr/share/perl5-was\n" in shown
+    snapshot = take(clone)
+    assert made_of(daemon, snapshot).shell(RENAMED, user="root")["stdout"] == shown
+    # In a file, where no layer is below but the image, and by a chain so long that its layers become one.
+    exported = daemon.call("GET", f"{SNAPSHOTS}/{snapshot}/export")
+    imported = daemon.call("POST", f"{SNAPSHOTS}/import", data=exported.data)
+    assert imported.status == 201, imported.data
+    assert made_of(daemon, imported.json["id"]).shell(RENAMED, user="root")["stdout"] == shown
+    for _ in range(9):
+        clone = Box(daemon, clone.answer("clone", None).json["id"])
+    assert clone.shell(RENAMED, user="root")["stdout"] == shown
+
+
 def test_several_clones_at_once(box: Box) -> None:
     box.shell("echo shared > ~/file")
     answer = box.answer("clone", {"count": 4, "name": "many"})

@@ -1,5 +1,6 @@
 """Copies of trees are exact, and layers laid over one another are what overlayfs shows of them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxd.trees.treeclone import CloneSummary, TreeRefused, clone_tree, lay_over
+from sandboxd.trees.redirects import redirects_of
+from sandboxd.trees.treeclone import MAX_DEPTH, CloneSummary, TreeRefused, bring_in, clone_tree, lay_over
 from tests.support.trees import Scribbler, describe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners can only be made by root")
@@ -72,7 +74,7 @@ def test_a_clone_is_the_same_in_everything(seed: int) -> None:
 @contextmanager
 def overlay(point: Path, *lowers: Path, upper: Path | None = None) -> Iterator[Path]:
     point.mkdir(exist_ok=True)
-    options = f"lowerdir={':'.join(map(str, lowers))}"
+    options = f"redirect_dir=on,lowerdir={':'.join(map(str, lowers))}"
     if upper is not None:
         work = Path(f"{upper}.work")
         work.mkdir()
@@ -82,6 +84,15 @@ def overlay(point: Path, *lowers: Path, upper: Path | None = None) -> Iterator[P
         yield point
     finally:
         subprocess.run(["umount", point], check=True)
+
+
+def rename_directories(view: Path, random: Random) -> None:
+    """Into one another, back, and over what was there, with changes in between."""
+    renamer = Scribbler(view, random, root=True)
+    for _ in range(8):
+        renamer.scribble(3)
+        with contextlib.suppress(OSError):
+            os.rename(renamer.directory_path(), renamer.fresh())
 
 
 @given(seed=seeds)
@@ -94,8 +105,10 @@ def test_layers_laid_over_one_another_show_what_the_overlay_of_them_shows(seed: 
         Scribbler(top / "image", random, root=True).scribble(40)
         with overlay(top / "view", top / "image", upper=top / "one"):
             Scribbler(top / "view", random, root=True).scribble(40)
+            rename_directories(top / "view", random)
         with overlay(top / "view", top / "one", top / "image", upper=top / "two"):
             Scribbler(top / "view", random, root=True).scribble(40)
+            rename_directories(top / "view", random)
             expected = describe(top / "view")
         clone(top / "one", top / "merged")
         lay(top / "two", top / "merged")
@@ -104,6 +117,47 @@ def test_layers_laid_over_one_another_show_what_the_overlay_of_them_shows(seed: 
         # What a read-only overlay's own top directory says is that of the layer that was put on top for this test.
         del expected[b"."], shown[b"."]
         assert shown == expected
+
+
+@given(seed=seeds)
+@settings(max_examples=25)
+def test_a_layer_with_its_renamed_directories_brought_in_shows_the_same(seed: int) -> None:
+    random = Random(seed)
+    with place() as top:
+        for name in ("image", "one", "two", "empty", "scratch"):
+            (top / name).mkdir()
+        Scribbler(top / "image", random, root=True).scribble(60)
+        with overlay(top / "view", top / "image", upper=top / "one"):
+            rename_directories(top / "view", random)
+        # A file of the image with a name in the directory and another outside of it becomes two by this.
+        with overlay(top / "view", top / "empty", top / "one", top / "image"):
+            expected = describe(top / "view", links=False)
+        with opened(top / "one", top / "image", top / "scratch") as (tree, image, scratch):
+            bring_in(tree, image, scratch=scratch)
+            assert redirects_of(tree, max_depth=MAX_DEPTH) == []
+        assert os.listdir(top / "scratch") == []
+        with overlay(top / "view", top / "empty", top / "one", top / "image"):
+            shown = describe(top / "view", links=False)
+        del expected[b"."], shown[b"."]
+        assert shown == expected
+
+
+def test_a_merged_layer_lists_no_name_that_is_gone(tmp_path: Path) -> None:
+    """Overlayfs lists the whiteouts of a directory that only one layer has, unless it was copied up: and what tells
+    that is lost where the layer goes through a file."""
+    for name in ("image", "one", "two", "empty"):
+        (tmp_path / name).mkdir()
+    with overlay(tmp_path / "view", tmp_path / "image", upper=tmp_path / "one") as view:
+        (view / "mine").mkdir()
+        (view / "mine/gone").touch()
+        (view / "mine/kept").touch()
+    with overlay(tmp_path / "view", tmp_path / "one", tmp_path / "image", upper=tmp_path / "two") as view:
+        (view / "mine/gone").unlink()
+    clone(tmp_path / "one", tmp_path / "merged")
+    lay(tmp_path / "two", tmp_path / "merged")
+    os.removexattr(tmp_path / "merged/mine", "trusted.overlay.origin")
+    with overlay(tmp_path / "view", tmp_path / "empty", tmp_path / "merged", tmp_path / "image") as view:
+        assert os.listdir(view / "mine") == ["kept"]
 
 
 def test_whiteouts_and_opaque_directories_are_kept(tmp_path: Path) -> None:

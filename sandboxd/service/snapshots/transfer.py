@@ -70,15 +70,17 @@ class SnapshotTransfer:
 
     def _stage(self, snapshot: Snapshot, place: Path) -> Path:
         """Fill the directory `place` with what _packing() needs. Returns the tree to pack: one made for this, there,
-        where several layers have to become one.
+        where several layers have to become one, or directories of the image were renamed.
         """
-        tree, *below = self._layers.trees(snapshot.layer)
-        if below:
-            squashed, _ = self._layers.files.squash([tree, *below], check=trio.from_thread.check_cancelled)
-            squashed.rename(place)
+        trees = self._layers.trees(snapshot.layer)
+        image = self._find_image(snapshot.spec.image).rootfs
+        alone = self._layers.files.alone(trees, image, check=trio.from_thread.check_cancelled)
+        if alone is not None:
+            alone.rename(place)
             tree = place
         else:
             place.mkdir(mode=0o700)
+            tree = trees[0]
         text = manifest_of(snapshot, id_base=self._id_base)
         with open(place / _HEAD, "xb") as head, open(place / _NAMES, "xb") as names, opened(tree / UPPER) as upper:
             begin_archive(upper, text, head=head, names=names)

@@ -65,6 +65,21 @@ class LayerFiles:
             raise
         return new, cost
 
+    def alone(self, trees: Sequence[Path], image: Path, *, check: Callable[[], None]) -> Path | None:
+        """A tree, not yet sealed, that shows what these do over the image, wherever the image is the same.
+
+        None: the only one of them does already. On failure nothing is left.
+        """
+        if len(trees) == 1 and not self._volume.has_renamed(trees[0]):
+            return None
+        new, _ = self.squash(trees, check=check)
+        try:
+            self._volume.bring_in(new, image, check=check)
+        except BaseException:
+            self.abandon(new)
+            raise
+        return new
+
     def seal(self, new: Path, layer: str) -> None:
         """Bring it to the disk, then give it its name, which is on the disk too before a record names it."""
         self.settle()

@@ -17,7 +17,15 @@ from typing import Final, Protocol
 
 from sandboxd.kernel import btrfs, projects
 from sandboxd.kernel.overlay import UPPER
-from sandboxd.trees.treeclone import CloneSummary, clone_tree, copy_directory_attributes, lay_over
+from sandboxd.trees.redirects import redirects_of
+from sandboxd.trees.treeclone import (
+    MAX_DEPTH,
+    CloneSummary,
+    bring_in,
+    clone_tree,
+    copy_directory_attributes,
+    lay_over,
+)
 
 _SCRATCH: Final = "scratch"
 _PLAIN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,6 +50,12 @@ class Volume(Protocol):
 
     def lay_over(self, source: Path, target: Path, *, check: Callable[[], None]) -> CloneSummary:
         """Lay source's `upper` over target's (see treeclone)."""
+
+    def has_renamed(self, tree: Path) -> bool:
+        """Whether a directory of what lies below the tree was renamed in it."""
+
+    def bring_in(self, tree: Path, image: Path, *, check: Callable[[], None]) -> None:
+        """Have the tree show the same over the image without noting where directories of that were renamed."""
 
     def remove(self, trees: Sequence[Path]) -> None:
         """Remove trees for good."""
@@ -84,6 +98,16 @@ class PlainVolume:
             scratch(target) as links,
         ):
             return lay_over(before, after, scratch=links, userxattr=self._userxattr, check=check)
+
+    def bring_in(self, tree: Path, image: Path, *, check: Callable[[], None]) -> None:
+        """See treeclone."""
+        with opened(tree / UPPER) as layer, opened(image) as below, scratch(tree) as empty:
+            bring_in(layer, below, scratch=empty, check=check)
+
+    def has_renamed(self, tree: Path) -> bool:
+        """See redirects."""
+        with opened(tree / UPPER) as layer:
+            return bool(redirects_of(layer, max_depth=MAX_DEPTH))
 
     def remove(self, trees: Sequence[Path]) -> None:
         # With rm, because a hostile tree can be deeper than Python may recurse.
