@@ -16,19 +16,21 @@ DATAGRAM_IDLE = 60.0
 DNS_AT_ONCE = 64
 
 # A client that asks and never reads leaves what was sent to it in kernel buffers, which grow to 32 MB each if nobody
-# says otherwise: 200 such connections took 2.3 GB. The kernel doubles what it is told. A window of 512 KiB is 10 MB/s
-# over 50 ms; the first few connections of a sandbox may have all that a long way takes.
+# says otherwise: 200 such connections took 2.3 GB. So may one that sends to who stops reading. The kernel doubles
+# what it is told. A window of 512 KiB is 10 MB/s over 50 ms; the first few connections of a sandbox may have all that
+# a long way takes.
 _FREE_CONNECTIONS = 4
-_RECEIVE_BUFFERS = ((64, 512 << 10), (1 << 30, 256 << 10))
-"""bytes to read from the world, up to so many connections"""
+_BUFFERS = ((32, 512 << 10), (1 << 30, 128 << 10))
+"""bytes on their way from the world, and to it: up to so many connections"""
 
 
 def bound_buffers(upstream: trio.socket.SocketType, nth: int) -> None:
     """Of the way out of a sandbox's nth connection open at once. Call it before connecting: it bounds the window."""
     if nth > _FREE_CONNECTIONS:
-        size = next(size for most, size in _RECEIVE_BUFFERS if nth <= most)
+        size = next(size for most, size in _BUFFERS if nth <= most)
         with contextlib.suppress(OSError):
             upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 @dataclass(slots=True)

@@ -40,8 +40,9 @@ _BACKLOG = 4096
 # <linux/in.h>, <linux/in6.h>
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _IP_RECVORIGDSTADDR, _IPV6_RECVORIGDSTADDR = 20, 74
-# Of each connection on the sandbox's side, which inherits them: what a client that never reads leaves in the kernel.
-_SEND_BUFFER, _RECEIVE_BUFFER = 256 << 10, 512 << 10
+# Of each connection on the sandbox's side, which inherits them: what is left in the kernel by a client that never
+# reads, or by one that sends to a server that stops reading. The kernel doubles them.
+_SEND_BUFFER, _RECEIVE_BUFFER = 128 << 10, 256 << 10
 
 _OWN: Final = (
     (netlink.IPV4, b"\x7f"),

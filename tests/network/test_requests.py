@@ -111,5 +111,5 @@ def test_no_bytes_make_it_fail() -> None:
         except RequestRefused:
             passed = b""
             outcomes.add("refused")
-        assert b"Host: evil.com" not in passed
+        assert b"\r\nHost: evil.com" not in passed
     assert outcomes == {"passed", "refused"}
