@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import trio
 from pydantic import BaseModel
 from quart import request, websocket
 from quart.wrappers import Response
@@ -28,6 +29,9 @@ from sandboxd.service.api import Service
 
 Handler = Callable[..., Awaitable[Any]]
 Streams = Literal["sse", "download", "upload", "websocket"]
+
+# Seconds that a client has to begin, before it is told that there is nothing to begin with.
+FIRST_WORD = 1.0
 
 # Parameters of a path that are looked up when a call is authorised, and reach the handler as what they name.
 _FOUND = frozenset({"sandbox", "snapshot"})
@@ -137,8 +141,11 @@ class _View:
             )
             await self.route.handler(call, **_rest(asked.parameters))
         except NotFound as error:
-            # Who may ask is told like anybody else whose websocket ends: browsers show no answer to a handshake.
-            async with websocket_session(conversation):
+            # Who may ask is told like anybody else whose websocket ends: browsers show no answer to a handshake. Most
+            # clients speak first, and one that finds the connection closed meanwhile may not read why.
+            async with websocket_session(conversation) as session:
+                with trio.move_on_after(FIRST_WORD):
+                    await anext(session, None)
                 raise error from None
         except Exception as error:
             if current.accepted:

@@ -1,20 +1,20 @@
 """Running commands: to their end, as a stream of events, and interactively over a websocket."""
 
-import json
 import signal
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal, Self
 
 import trio
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
 from sandboxd.errors import InvalidRequest, SandboxdError, ungrouped
 from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.encoding import base64_field, text_decoders, to_base64
 from sandboxd.http.kit.large_json import JsonResponse, small_or_large
-from sandboxd.http.kit.streams import ServerSentEvent, sse_response, to_json
-from sandboxd.http.kit.validation import validate_message
+from sandboxd.http.kit.streams import ServerSentEvent, sse_response
+from sandboxd.http.kit.validation import validate_one_of
 from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
+from sandboxd.http.native.commands.interactive import Interactive
 from sandboxd.http.native.errors import ErrorBody
 from sandboxd.http.native.fields import DAY_MS, Argument, Env, OptionalPath, Request, Response, UserName, seconds
 from sandboxd.http.native.websockets import first_message
@@ -123,6 +123,12 @@ class ExecPlain(Request):
     type: Literal["stdin_close", "kill"]
 
 
+EXEC_MESSAGES: TypeAdapter[ExecResize | ExecSignal | ExecPlain] = TypeAdapter(
+    Annotated[ExecResize | ExecSignal | ExecPlain, Field(discriminator="type")]
+)
+"""what a client may say once its command runs"""
+
+
 class ExitView(Response):
     exit_code: int
     """as a shell has it: 128 + n when signal n ended the command"""
@@ -200,10 +206,6 @@ def _signal_name(number: int) -> str:
     except ValueError:  # a real-time signal
         return f"SIG{number}"
 
-
-# Sent ahead of the command's reading by a client: half a pipe of 128 KiB is enough to keep one busy, and what waits
-# here is memory of ours.
-STDIN_WINDOW = 1024 * 1024
 
 _FRAME_PREFIX = {StreamName.STDOUT: b"\x01", StreamName.STDERR: b"\x02"}
 
@@ -291,84 +293,46 @@ async def exec_websocket(call: Call) -> None:
             nursery.cancel_scope.cancel("the command ended")
 
 
-class _ExecSession:
-    """The three directions of an interactive command: its events out, messages in, stdin on to the command.
-
-    stdin goes through a queue of its own, so that a resize or a signal never waits behind bytes that the command
-    does not read; the queue is bounded by the window that the client was told.
-    """
+class _ExecSession(Interactive):
+    """The three directions of an interactive command: its events out, messages in, stdin on to the command."""
 
     def __init__(self, session: WebsocketSession, command: RunningCommand) -> None:
-        self._session = session
+        super().__init__(session)
         self._command = command
-        self._queue, self._waiting = trio.open_memory_channel[bytes | None](float("inf"))
-        self._received = 0
-        self._accepted = 0
 
     async def announce(self) -> None:
+        """Say that the command runs."""
         started = self._command.started
-        await self._say({"type": "started", "pid": started.pid, "command_id": started.id})
+        await self._say("started", pid=started.pid, command_id=started.id)
 
     async def report(self) -> None:
         """Output, acknowledgements and the exit, to the client."""
         while self._command.exited is None:
-            event = await self._command.receive()
-            if isinstance(event, OutputChunk):
-                await self._session.send(_FRAME_PREFIX[event.stream] + event.data)
-            elif isinstance(event, StdinAccepted) and event.closed:
-                await self._say({"type": "stdin_closed"})
-            elif isinstance(event, StdinAccepted):
-                self._accepted = event.total
-                await self._say({"type": "stdin_ack", "total": event.total})
-            elif isinstance(event, OutputGap):
-                await self._say({"type": "gap", "stream": event.stream, "lost_bytes": event.lost})
-            elif isinstance(event, CommandExited):
-                await self._say({"type": "exit", **exit_facts(event)})
-
-    async def obey(self, everything: trio.CancelScope) -> None:
-        """The client's messages; its leaving ends the command."""
-        async for message in self._session:
-            if isinstance(message, bytes):
-                self._take(message)
-            else:
-                await self._control(message)
-        everything.cancel("the client left")
-
-    def _take(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received - self._accepted > STDIN_WINDOW:
-            raise InvalidRequest(
-                f"cannot take more stdin: at most {STDIN_WINDOW} bytes may be sent ahead of stdin_ack"
-            )
-        self._queue.send_nowait(data)
+            match await self._command.receive():
+                case OutputChunk() as chunk:
+                    await self._session.send(_FRAME_PREFIX[chunk.stream] + chunk.data)
+                case StdinAccepted() as accepted:
+                    await self._acknowledge(accepted)
+                case OutputGap() as gap:
+                    await self._say("gap", stream=gap.stream, lost_bytes=gap.lost)
+                case CommandExited() as exited:
+                    await self._say("exit", **exit_facts(exited))
 
     async def _control(self, message: str) -> None:
-        kind = message_type(message)
-        if kind == "resize":
-            await self._command.resize(validate_message(ExecResize, message).to_domain())
-        elif kind == "signal":
-            request = validate_message(ExecSignal, message)
-            await self._command.signal(request.number(), SIGNAL_SCOPES[request.scope])
-        elif validate_message(ExecPlain, message).type == "kill":
-            await self._command.kill()
-        else:
-            self._queue.send_nowait(None)
+        match validate_one_of(EXEC_MESSAGES, message):
+            case ExecResize() as resize:
+                await self._command.resize(resize.to_domain())
+            case ExecSignal() as asked:
+                await self._command.signal(asked.number(), SIGNAL_SCOPES[asked.scope])
+            case ExecPlain(type="kill"):
+                await self._command.kill()
+            case ExecPlain():
+                self._queue.send_nowait(None)
 
     async def feed(self) -> None:
         """stdin, in order, as fast as the command reads."""
-        async for data in self._waiting:
+        async for data in self._typed:
             if data is None:
                 await self._command.close_stdin()
                 return
             await self._command.send_stdin(data)
-
-    async def _say(self, message: dict[str, object]) -> None:
-        await self._session.send(to_json(message))
-
-
-def message_type(message: str) -> str | None:
-    try:
-        value = json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-    return value.get("type") if isinstance(value, dict) else None

@@ -9,15 +9,22 @@ from contextlib import aclosing
 
 import trio
 
-from sandboxd.errors import Conflict, InvalidRequest, SandboxLost
+from sandboxd.errors import Conflict, SandboxLost
 from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.errors import Close
-from sandboxd.http.kit.streams import to_json
-from sandboxd.http.kit.validation import validate_message
+from sandboxd.http.kit.validation import validate_one_of
 from sandboxd.http.kit.websockets import WebsocketSession, websocket_session
-from sandboxd.http.native.commands.attached import STDIN_WINDOW, message_type
 from sandboxd.http.native.commands.background import end_facts
-from sandboxd.http.native.commands.terminals import DEFAULT_TAIL, AttachPty, PtyPlain, PtyResize, PtySignal, find
+from sandboxd.http.native.commands.interactive import Interactive
+from sandboxd.http.native.commands.terminals import (
+    DEFAULT_TAIL,
+    PTY_MESSAGES,
+    AttachPty,
+    PtyPlain,
+    PtyResize,
+    PtySignal,
+    find,
+)
 from sandboxd.http.native.errors import ErrorBody
 from sandboxd.http.native.websockets import first_message
 from sandboxd.model import CommandRecord, CommandStatus, OutputChunk, StreamName, TerminalSize
@@ -38,7 +45,7 @@ async def attach(call: Call, pty: str) -> None:
         await _Client(client, call.service.background, entry, command, seats).converse(wish)
 
 
-class _Client:
+class _Client(Interactive):
     """One client at a terminal."""
 
     def __init__(
@@ -49,15 +56,12 @@ class _Client:
         command: Command,
         seats: Seats,
     ) -> None:
-        self._session = session
+        super().__init__(session)
         self._background = background
         self._entry = entry
         self._command = command
         self._seats = seats
         self._seat = Seat()
-        self._queue, self._waiting = trio.open_memory_channel[bytes](float("inf"))  # bounded by the window
-        self._received = 0
-        self._taken = 0
 
     async def converse(self, wish: AttachPty) -> None:
         """Until the terminal has ended, the client has left, or another has taken its place."""
@@ -71,7 +75,7 @@ class _Client:
             if wish.size is not None and self._writes and not self._record.ended:
                 await self._background.resize(self._entry, self._command, wish.size.to_domain())
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, nursery.cancel_scope)
+                nursery.start_soon(self.obey, nursery.cancel_scope)
                 nursery.start_soon(self._notice_take_over, wish.on_take_over == "close", nursery.cancel_scope)
                 nursery.start_soon(self._feed)
                 await self._report(offset, end)
@@ -100,7 +104,7 @@ class _Client:
         record = self._record
         size = record.terminal or TerminalSize()
         await self._say(
-            type="attached",
+            "attached",
             pty_id=record.id,
             pid=record.pid,
             status=record.status,
@@ -122,12 +126,12 @@ class _Client:
                         offset += len(item.data)
                     else:
                         offset += item.lost
-                        await self._say(type="gap", stream="stdout", lost_bytes=item.lost, offset=offset)
+                        await self._say("gap", stream="stdout", lost_bytes=item.lost, offset=offset)
                     self._note_sent(offset, past)
         record = self._record
         if record.status is CommandStatus.LOST:
             raise SandboxLost(f"cannot follow terminal {record.id} any more: its machine has ended")
-        await self._say(type="exit", status=record.status, **end_facts(record))
+        await self._say("exit", status=record.status, **end_facts(record))
 
     def _note_sent(self, offset: int, past: int) -> None:
         """The program does not wait while the past is sent, of which there may be much."""
@@ -137,57 +141,39 @@ class _Client:
     async def _notice_take_over(self, close: bool, everything: trio.CancelScope) -> None:
         while True:
             await self._seat.taken_over.wait()
-            await self._say(type="writer", writer=False, reason="taken_over")
+            await self._say("writer", writer=False, reason="taken_over")
             if close:
                 await self._session.close(TAKEN_OVER)
                 everything.cancel("taken over")
 
-    async def _say(self, **message: object) -> None:
-        await self._session.send(to_json(message))
-
     # -- in -------------------------------------------------------------------------------------------------------
 
-    async def _obey(self, everything: trio.CancelScope) -> None:
-        """The client's messages; its leaving leaves the terminal as it is."""
-        async for message in self._session:
-            try:
-                await (self._type(message) if isinstance(message, bytes) else self._control(message))
-            except Conflict as refusal:
-                await self._say(type="refused", **ErrorBody.of(refusal).model_dump(mode="json"))
-        everything.cancel("the client left")
-
-    async def _type(self, data: bytes) -> None:
-        self._require_writer("type into")
-        self._received += len(data)
-        if self._received - self._taken > STDIN_WINDOW:
-            raise InvalidRequest(
-                f"cannot take more input: at most {STDIN_WINDOW} bytes may be sent ahead of stdin_ack"
-            )
-        self._queue.send_nowait(data)
+    async def _hear(self, message: str | bytes) -> None:
+        try:
+            if isinstance(message, bytes):
+                self._require_writer("type into")
+            await super()._hear(message)
+        except Conflict as refusal:
+            await self._say("refused", **ErrorBody.of(refusal).model_dump(mode="json"))
 
     async def _control(self, message: str) -> None:
-        kind = message_type(message)
-        if kind == "resize":
-            self._require_writer("resize")
-            size = validate_message(PtyResize, message).to_domain()
-            await self._background.resize(self._entry, self._command, size)
-        elif kind == "signal":
-            self._require_writer("signal")
-            wish = validate_message(PtySignal, message)
-            await self._background.signal(self._entry, self._command, wish.number(), SIGNAL_SCOPES[wish.scope])
-        else:
-            await self._plain(validate_message(PtyPlain, message).type)
-
-    async def _plain(self, kind: str) -> None:
-        if kind == "kill":
-            self._require_writer("kill")
-            await self._background.kill(self._entry, self._command)
-        elif kind == "take_over":
-            self._seats.take(self._seat)
-            await self._say(type="writer", writer=True)
-        else:
-            self._seats.leave(self._seat)
-            await self._say(type="writer", writer=False, reason="released")
+        match validate_one_of(PTY_MESSAGES, message):
+            case PtyResize() as resize:
+                self._require_writer("resize")
+                await self._background.resize(self._entry, self._command, resize.to_domain())
+            case PtySignal() as asked:
+                self._require_writer("signal")
+                scope = SIGNAL_SCOPES[asked.scope]
+                await self._background.signal(self._entry, self._command, asked.number(), scope)
+            case PtyPlain(type="kill"):
+                self._require_writer("kill")
+                await self._background.kill(self._entry, self._command)
+            case PtyPlain(type="take_over"):
+                self._seats.take(self._seat)
+                await self._say("writer", writer=True)
+            case PtyPlain():
+                self._seats.leave(self._seat)
+                await self._say("writer", writer=False, reason="released")
 
     def _require_writer(self, what: str) -> None:
         if not self._writes:
@@ -198,24 +184,19 @@ class _Client:
 
     async def _feed(self) -> None:
         """What was typed, in order, as fast as the terminal takes it."""
-        first = await self._waiting.receive()
+        first = await self._typed.receive()
         try:
             async with (
                 self._background.stdin(self._entry, self._command) as stdin,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(self._acknowledge, stdin)
-                await stdin.send(first)
-                async for data in self._waiting:
-                    await stdin.send(data)
+                nursery.start_soon(self._acknowledge_all, stdin)
+                await stdin.send(first or b"")
+                async for data in self._typed:
+                    await stdin.send(data or b"")
         except Conflict:
             pass  # it has just ended, as the client will hear
 
-    async def _acknowledge(self, stdin: CommandInput) -> None:
+    async def _acknowledge_all(self, stdin: CommandInput) -> None:
         while True:
-            accepted = await stdin.accepted()
-            if accepted.closed:
-                await self._say(type="stdin_closed")
-            else:
-                self._taken = accepted.total
-                await self._say(type="stdin_ack", total=accepted.total)
+            await self._acknowledge(await stdin.accepted())

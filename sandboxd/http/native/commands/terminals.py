@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
 from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.encoding import base64_field, to_base64
@@ -128,6 +128,12 @@ class PtySignal(SignalCommand):
 
 class PtyPlain(Request):
     type: Literal["take_over", "release", "kill"]
+
+
+PTY_MESSAGES: TypeAdapter[PtyResize | PtySignal | PtyPlain] = TypeAdapter(
+    Annotated[PtyResize | PtySignal | PtyPlain, Field(discriminator="type")]
+)
+"""what a client may say once it is attached"""
 
 
 async def start(call: Call) -> PtyView:
