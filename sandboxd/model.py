@@ -544,7 +544,9 @@ class Quota:
     memory: int | None = None
     """bytes, of all their limits together"""
     disk: int | None = None
-    """bytes, of all their limits together"""
+    """bytes, of all their limits together, and of the snapshots'"""
+    snapshots: int | None = None
+    """that exist at a time, imported ones too"""
     requests_per_minute: int | None = None
 
 

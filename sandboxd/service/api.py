@@ -181,7 +181,12 @@ async def open_service(
         registry, journal, oom = Registry(), Journal(store, events), OomWatch(events)
         layers = Layers(store, events, host.disk, sandboxes=registry.all)
         admission = Admission(
-            config.sandbox, capabilities=capabilities, backends=host.backends, keys=keys, registry=registry
+            config.sandbox,
+            capabilities=capabilities,
+            backends=host.backends,
+            keys=keys,
+            registry=registry,
+            layers=layers,
         )
         machines = Machines(host, layers)
         transitions = Transitions(journal=journal, machines=machines, find_image=images.get)
@@ -225,8 +230,11 @@ async def open_service(
                     transitions=transitions,
                     lifecycle=lifecycle,
                     find_image=images.get,
+                    room=admission.room_for_snapshot,
                 ),
-                transfer=SnapshotTransfer(layers=layers, find_image=images.get, id_base=host.root_id),
+                transfer=SnapshotTransfer(
+                    layers=layers, find_image=images.get, id_base=host.root_id, room=admission.room_for_snapshot
+                ),
                 events=events,
                 keys=keys,
                 images=images,

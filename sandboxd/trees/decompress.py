@@ -9,13 +9,16 @@ import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Final, Protocol
+from typing import Final, Protocol
 
-from sandboxd.trees.tarstream import ArchiveError, ByteSource
+from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge, ByteSource
 
 MEMORY: Final = 256 << 20
 """Bytes that xz and zstd may use. `xz -9` and `zstd --ultra -22` need 65 and 128 MiB."""
 _CHUNK: Final = 1 << 18
+_MOST_GROWTH: Final = 250
+_FREE_GROWTH: Final = 256 << 20
+"""Bytes that may come of however little; beyond them an archive grows no more than _MOST_GROWTH times."""
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
 
@@ -67,7 +70,7 @@ _FORMATS: Final[tuple[tuple[bytes, Callable[[], _Decompressor]], ...]] = (
 class _Plain:
     """A stream with the bytes that were read to recognize it put back in front."""
 
-    def __init__(self, prefix: bytes, rest: IO[bytes]) -> None:
+    def __init__(self, prefix: bytes, rest: ByteSource) -> None:
         self._prefix = prefix
         self._rest = rest
 
@@ -118,6 +121,38 @@ class _Decompressed:
         return True
 
 
+class _Counted:
+    """Counts what is read."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self.size = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self.size += len(data)
+        return data
+
+
+class _Bounded:
+    """Refuses what becomes far more than it was: 160 kB can be 32 GiB."""
+
+    def __init__(self, source: ByteSource, compressed: _Counted) -> None:
+        self._source = source
+        self._compressed = compressed
+        self._size = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self._size += len(data)
+        if self._size > _FREE_GROWTH + _MOST_GROWTH * self._compressed.size:
+            raise ArchiveTooLarge(
+                f"cannot unpack the archive: {self._compressed.size} bytes of it become more than {self._size}, and "
+                f"{_MOST_GROWTH} times as much is the most; send it uncompressed"
+            )
+        return data
+
+
 class _Chained:
     def __init__(self, first: bytes, rest: ByteSource) -> None:
         self._first = first
@@ -129,21 +164,22 @@ class _Chained:
 
 
 @contextmanager
-def decompressed(archive: IO[bytes]) -> Iterator[ByteSource]:
+def decompressed(archive: ByteSource) -> Iterator[ByteSource]:
     """The archive's contents, whatever of gzip, bzip2, xz, zstd or nothing it was compressed with.
 
     Raises ArchiveError, also while reading. zstd needs its program.
     """
     prefix = b""
+    archive = counted = _Counted(archive)
     while len(prefix) < 6 and (more := archive.read(6 - len(prefix))):
         prefix += more
     if prefix.startswith(_ZSTD_MAGIC):
         with _zstd(_Plain(prefix, archive)) as source:
-            yield source
+            yield _Bounded(source, counted)
         return
     for magic, new_decompressor in _FORMATS:
         if prefix.startswith(magic):
-            yield _Decompressed(_Plain(prefix, archive), new_decompressor)
+            yield _Bounded(_Decompressed(_Plain(prefix, archive), new_decompressor), counted)
             return
     yield _Plain(prefix, archive)
 

@@ -7,12 +7,18 @@ from hypothesis import strategies as st
 from sandboxd.config import SandboxConfig
 from sandboxd.errors import TooManyRequests, Unavailable, Unprocessable
 from sandboxd.model import ApiKey, Limits, Quota, Sandbox, SandboxSpec, SandboxState, Scope
-from sandboxd.service.access.quotas import MINUTE, TokenBucket, check_all, check_key, with_shares
+from sandboxd.service.access import quotas
+from sandboxd.service.access.holdings import holdings
+from sandboxd.service.access.quotas import MINUTE, TokenBucket, check_all, with_shares
 from sandboxd.service.sandboxes.expiry import deadline_after, now
 
 RATES = st.integers(1, 1000)
 # Pauses between requests, in seconds: none, short, and long ones; a clock that is set back too.
 PAUSES = st.lists(st.one_of(st.just(0.0), st.floats(0, 3), st.floats(0, 200), st.floats(-5, 0)), max_size=400)
+
+
+def check_key(key: ApiKey, wanted: SandboxSpec, sandboxes: list[Sandbox]) -> None:
+    quotas.check_key(key, wanted, sandboxes, holdings(key.id, sandboxes, ()))
 
 
 def key(**quota: int) -> ApiKey:

@@ -9,6 +9,7 @@ from sandboxd.http.kit.call import Call
 from sandboxd.http.kit.routes import Route
 from sandboxd.http.native.fields import Request, Response, rfc3339_time
 from sandboxd.model import ApiKey, Quota, Scope
+from sandboxd.service.access.holdings import Holdings
 from sandboxd.service.access.quotas import TIERS
 
 
@@ -25,6 +26,9 @@ class CreateKey(Request):
     max_memory_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
     """of its sandboxes' limits together; one without a limit gets an equal share"""
     max_disk_bytes: Annotated[int, Field(ge=4 * 1024 * 1024, le=2**50)] | None = None
+    """of its sandboxes' limits and its snapshots together"""
+    max_snapshots: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """in place of the tier's: 50, 500, or as many as the disk holds"""
     own: bool = False
     """let it see and touch only what it has created"""
 
@@ -35,6 +39,7 @@ class CreateKey(Request):
             requests_per_minute=self.requests_per_minute or tier.requests_per_minute,
             memory=self.max_memory_bytes,
             disk=self.max_disk_bytes,
+            snapshots=tier.snapshots if self.max_snapshots is None else self.max_snapshots,
         )
 
 
@@ -45,6 +50,7 @@ class QuotaView(Response):
     requests_per_minute: int | None
     max_memory_bytes: int | None
     max_disk_bytes: int | None
+    max_snapshots: int | None
 
     @classmethod
     def of(cls, quota: Quota) -> Self:
@@ -53,6 +59,34 @@ class QuotaView(Response):
             requests_per_minute=quota.requests_per_minute,
             max_memory_bytes=quota.memory,
             max_disk_bytes=quota.disk,
+            max_snapshots=quota.snapshots,
+        )
+
+
+class UsageView(Response):
+    """What is held at the moment, as quotas count it: by the key that asks, or for an administrator by everybody."""
+
+    key_id: str | None
+    """null: everybody's"""
+    quota: QuotaView
+    sandboxes: int
+    memory_bytes: int
+    """of the sandboxes' limits together"""
+    disk_bytes: int
+    """of the sandboxes' limits and of the snapshots together, which is what the quota bounds"""
+    snapshots: int
+    snapshot_bytes: int
+
+    @classmethod
+    def of(cls, key: ApiKey | None, held: Holdings) -> Self:
+        return cls(
+            key_id=None if key is None else key.id,
+            quota=QuotaView.of(Quota() if key is None else key.quota),
+            sandboxes=held.sandboxes,
+            memory_bytes=held.memory,
+            disk_bytes=held.disk,
+            snapshots=held.snapshots,
+            snapshot_bytes=held.snapshot_disk,
         )
 
 
@@ -110,6 +144,10 @@ async def list_all(call: Call) -> KeyList:
     return KeyList(keys=[KeyView.of(key) for key in call.service.keys.all()])
 
 
+async def usage(call: Call) -> UsageView:
+    return UsageView.of(call.caller, call.service.admission.holdings(call.owner))
+
+
 async def revoke(call: Call, key: str) -> KeyRevoked:
     await call.service.keys.revoke(key)
     return KeyRevoked(id=key)
@@ -119,6 +157,8 @@ ADMIN = Scope.ADMIN
 
 # fmt: off
 KEY_ROUTES = (
+    Route(method="GET", path="/v1/usage", handler=usage, scope=Scope.READ,
+          response=UsageView, summary="What the key that asks holds in all, and may hold"),
     Route(method="POST", path="/v1/keys", handler=create, scope=ADMIN,
           body=CreateKey, response=CreatedKey, status=201, summary="Create an API key"),
     Route(method="GET", path="/v1/keys", handler=list_all, scope=ADMIN,

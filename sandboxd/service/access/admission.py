@@ -8,8 +8,10 @@ from sandboxd.errors import InvalidRequest, Unprocessable
 from sandboxd.isolation.backend import Backends
 from sandboxd.model import Limits, SandboxSpec
 from sandboxd.service.access import quotas
+from sandboxd.service.access.holdings import Holdings, holdings
 from sandboxd.service.access.keys import Keys
 from sandboxd.service.sandboxes.registry import Registry
+from sandboxd.service.storage.layers import Layers
 
 # Which of CgroupTree.limits each limit of ours needs; the disk's are the volume's.
 _CONTROLLER = {
@@ -56,6 +58,7 @@ class Admission:
         backends: Backends,
         keys: Keys,
         registry: Registry,
+        layers: Layers,
     ) -> None:
         self.config = config
         """replaced when the configuration is read again"""
@@ -63,6 +66,7 @@ class Admission:
         self._backends = backends
         self._keys = keys
         self._registry = registry
+        self._layers = layers
 
     def complete(self, spec: SandboxSpec, defaults: SandboxSpec, *, owner: str | None) -> SandboxSpec:
         """What the client asked for, over what it begins with (an image, or a snapshot's sandbox), over the daemon's
@@ -100,7 +104,17 @@ class Admission:
         quotas.check_all(self.config, spec, sandboxes)
         key = None if spec.owner is None else self._keys.get(spec.owner)
         if key is not None:
-            quotas.check_key(key, spec, sandboxes)
+            quotas.check_key(key, spec, sandboxes, self.holdings(spec.owner))
+
+    def holdings(self, owner: str | None) -> Holdings:
+        """What the holder of a key has in all; None: what everybody has."""
+        kept = ((each, self._layers.layer(each.layer)) for each in self._layers.snapshots())
+        return holdings(owner, self._registry.all(), kept)
+
+    def room_for_snapshot(self, owner: str | None) -> int | None:
+        """Bytes that a new snapshot of this key's may have; None: not bounded. Raises: TooManyRequests."""
+        key = None if owner is None else self._keys.get(owner)
+        return None if key is None else quotas.room_for_snapshot(key, self.holdings(owner))
 
     def check_lifetime(self, seconds: float | None) -> float | None:
         """The lifetime if it is allowed. Raises: InvalidRequest."""

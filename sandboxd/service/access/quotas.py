@@ -14,6 +14,7 @@ import trio
 from sandboxd.config import SandboxConfig
 from sandboxd.errors import TooManyRequests, Unavailable, Unprocessable
 from sandboxd.model import ApiKey, Limits, Quota, Sandbox, SandboxSpec
+from sandboxd.service.access.holdings import Holdings
 from sandboxd.service.sandboxes import expiry
 
 MINUTE = 60.0
@@ -21,8 +22,8 @@ MINUTE = 60.0
 RETRY_AFTER = 60
 # seed 000's, by name; a key without a tier is bounded by what the daemon can hold alone.
 TIERS = {
-    "beta": Quota(requests_per_minute=60, sandboxes=10),
-    "pro": Quota(requests_per_minute=300, sandboxes=50),
+    "beta": Quota(requests_per_minute=60, sandboxes=10, snapshots=50),
+    "pro": Quota(requests_per_minute=300, sandboxes=50, snapshots=500),
     "unlimited": Quota(),
 }
 
@@ -90,15 +91,40 @@ def with_shares(limits: Limits, quota: Quota) -> Limits:
     return limits
 
 
-def check_key(key: ApiKey, spec: SandboxSpec, sandboxes: Iterable[Sandbox]) -> None:
+def check_key(key: ApiKey, spec: SandboxSpec, sandboxes: Iterable[Sandbox], held: Holdings) -> None:
     """That the key's quota has room for one more. Raises: TooManyRequests with `retry_after`."""
     own = [sandbox for sandbox in sandboxes if sandbox.spec.owner == key.id]
     if key.quota.sandboxes is not None and len(own) >= key.quota.sandboxes:
         raise _exceeded(key, "sandboxes", key.quota.sandboxes, own)
     for name in ("memory", "disk"):
         bound = getattr(key.quota, name)
-        if bound is not None and _promised(name, own) + (getattr(spec.limits, name) or 0) > bound:
+        if bound is not None and getattr(held, name) + (getattr(spec.limits, name) or 0) > bound:
             raise _exceeded(key, f"bytes of {name}", bound, own)
+
+
+def room_for_snapshot(key: ApiKey, held: Holdings) -> int | None:
+    """Bytes of disk that the key's quota has left for a snapshot; None: it bounds none. Raises: TooManyRequests.
+
+    How large a snapshot of a sandbox will be is known when it has been taken: the last one may go over.
+    """
+    snapshots = key.quota.snapshots
+    if snapshots is not None and held.snapshots >= snapshots:
+        raise _no_snapshot(key, "snapshots", snapshots)
+    disk = key.quota.disk
+    if disk is None:
+        return None
+    if held.disk >= disk:
+        raise _no_snapshot(key, "bytes of disk, with the limits of its sandboxes,", disk)
+    return disk - held.disk
+
+
+def _no_snapshot(key: ApiKey, what: str, bound: int) -> TooManyRequests:
+    return TooManyRequests(
+        f"cannot make the snapshot: key {key.name!r} may have {bound} {what} at a time; delete some first",
+        kind="quota_exceeded",
+        quota=bound,
+        retry_after=RETRY_AFTER,
+    )
 
 
 def check_all(config: SandboxConfig, spec: SandboxSpec, sandboxes: Iterable[Sandbox]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from sandboxd.errors import Unprocessable
+from sandboxd.errors import Unprocessable, ungrouped
 from sandboxd.model import Image
 from sandboxd.service.images.store import ImageStore
 from sandboxd.threads import open_process, run_in_thread
@@ -29,11 +29,12 @@ async def import_archive(store: ImageStore, name: str, chunks: AsyncIterator[byt
         with os.fdopen(read_end, "rb") as archive:
             images.append(store.import_tar(archive, name))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_pour, chunks, write_end)
-        # Cancelled: the pipe closes, the archive ends too early, and the thread cleans up and returns.
-        await run_in_thread(unpack, limiter=_limiter)
-        nursery.cancel_scope.cancel("the archive was read")
+    with ungrouped():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pour, chunks, write_end)
+            # Cancelled: the pipe closes, the archive ends too early, and the thread cleans up and returns.
+            await run_in_thread(unpack, limiter=_limiter)
+            nursery.cancel_scope.cancel("the archive was read")
     return images[0]
 
 

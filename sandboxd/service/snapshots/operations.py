@@ -66,7 +66,10 @@ class Snapshots:
         transitions: Transitions,
         lifecycle: Lifecycle,
         find_image: Callable[[str], Image],
+        room: Callable[[str | None], int | None],
     ) -> None:
+        """`room`: bytes that a new snapshot of a key's may have; it refuses by raising."""
+        self._room = room
         self.layers = layers
         self._disk = disk
         self._supervisor = supervisor
@@ -84,7 +87,8 @@ class Snapshots:
         description: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> Snapshot:
-        """A snapshot of what the sandbox has on its disk now."""
+        """A snapshot of what the sandbox has on its disk now. Raises also: TooManyRequests (the key's quota)."""
+        self._room(entry.sandbox.spec.owner)
         self.layers.check_name(name)
         taken: list[Snapshot] = []
 

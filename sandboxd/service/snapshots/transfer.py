@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from sandboxd import clock
 from sandboxd.crashpoints import crash_point
-from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TooLarge, Unavailable, Unprocessable
+from sandboxd.errors import InvalidRequest, NotFound, SandboxdError, TooLarge, Unavailable, Unprocessable, ungrouped
 from sandboxd.kernel.overlay import UPPER
 from sandboxd.model import Image, Snapshot
 from sandboxd.service.snapshots.manifest import Manifest, manifest_of
@@ -29,6 +30,7 @@ from sandboxd.trees.layerarchive import read_layer, trailer
 from sandboxd.trees.layerwriting import begin_archive
 from sandboxd.trees.tarstream import ArchiveError, ArchiveTooLarge
 from sandboxd.trees.treeclone import OPAQUE
+from sandboxd.trees.treewriter import UnpackLimits
 
 _CHUNK: Final = 1 << 18
 _HEAD: Final = "head"
@@ -44,7 +46,16 @@ class _Readable(Protocol):
 
 
 class SnapshotTransfer:
-    def __init__(self, *, layers: Layers, find_image: Callable[[str], Image], id_base: int) -> None:
+    def __init__(
+        self,
+        *,
+        layers: Layers,
+        find_image: Callable[[str], Image],
+        id_base: int,
+        room: Callable[[str | None], int | None],
+    ) -> None:
+        """`room`: bytes that a new snapshot of a key's may have; it refuses by raising."""
+        self._room = room
         self._layers = layers
         self._find_image = find_image
         self._id_base = id_base
@@ -90,13 +101,16 @@ class SnapshotTransfer:
         """A snapshot of a file that arrives piece by piece; it belongs to the key `owner`. The name in the file is
         not taken over.
 
-        Raises: InvalidRequest, TooLarge, Conflict, Unprocessable (its image is not here), Unavailable.
+        Raises: InvalidRequest, TooLarge, Conflict, Unprocessable (its image is not here), Unavailable,
+        TooManyRequests (the key's quota).
         """
         self._layers.check_name(name)
+        room = self._room(owner)
         files = self._layers.files
         new = files.new()
         try:
-            manifest, image = await self._receive(chunks, new)
+            manifest, image = await self._receive(chunks, new, limits_within(room))
+            self._room(owner)  # others may have come meanwhile
             layer = await self._layers.seal(new, None, check=trio.from_thread.check_cancelled)
         except BaseException:
             files.abandon(new)
@@ -119,22 +133,23 @@ class SnapshotTransfer:
         crash_point("import:confirmed")
         return snapshot
 
-    async def _receive(self, chunks: AsyncIterator[bytes], new: Path) -> tuple[Manifest, Image]:
+    async def _receive(self, chunks: AsyncIterator[bytes], new: Path, limits: UnpackLimits) -> tuple[Manifest, Image]:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         found: list[tuple[Manifest, Image]] = []
 
         def unpack() -> None:
             with os.fdopen(read_end, "rb") as archive:
-                found.append(self._unpack(archive, new))
+                found.append(self._unpack(archive, new, limits))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pour, chunks, write_end)
-            # Cancelled: the pipe closes, the file ends too early, and the thread returns.
-            await run_in_thread(unpack, limiter=self._limiter)
-            nursery.cancel_scope.cancel("the file was read")
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pour, chunks, write_end)
+                # Cancelled: the pipe closes, the file ends too early, and the thread returns.
+                await run_in_thread(unpack, limiter=self._limiter)
+                nursery.cancel_scope.cancel("the file was read")
         return found[0]
 
-    def _unpack(self, archive: IO[bytes], new: Path) -> tuple[Manifest, Image]:
+    def _unpack(self, archive: IO[bytes], new: Path, limits: UnpackLimits) -> tuple[Manifest, Image]:
         self._layers.files.make(new)
         os.mkdir(new / UPPER, 0o755)
         root = os.open(new / UPPER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -147,7 +162,7 @@ class SnapshotTransfer:
             return found[0][0].id_base
 
         try:
-            read_layer(archive, root, accept=accept, opaque=opaque, id_base=self._id_base)
+            read_layer(archive, root, accept=accept, opaque=opaque, id_base=self._id_base, limits=limits)
         except (ArchiveError, OSError) as error:
             raise _explained(error) from error
         finally:
@@ -173,6 +188,12 @@ class SnapshotTransfer:
                 kind="image_missing",
                 image=manifest.spec.image,
             ) from error
+
+
+def limits_within(room: int | None) -> UnpackLimits:
+    """The limits on an import for whom has `room` bytes left."""
+    limits = UnpackLimits()
+    return limits if room is None else replace(limits, size=min(limits.size, room))
 
 
 @contextlib.asynccontextmanager
