@@ -12,7 +12,7 @@ import trio
 from sandboxd.printable import printable
 
 # Of the frames a task waits in, the innermost few say why; the rest is how it got there.
-FRAMES = 4
+FRAMES = 5
 # A thousand connections are three tasks each.
 MOST_LINES = 10_000
 # Tasks that serve a request are called after its path, which is the client's.
