@@ -49,7 +49,6 @@ UNDER_THE_FILTER = {
     "node": 'node -e \'require("fs").promises.readFile("/etc/hostname").then(console.log)\'',
     "strace": "strace -f -o log sh -c 'true; true' && grep -q execve log",
     "tmux": "tmux -L sandboxd-test -f /dev/null new-session -d 'sleep 60' && tmux -L sandboxd-test kill-server",
-    "setarch": "setarch --addr-no-randomize true",
     "ip": "ip address show lo",
     "make": "printf 'all:\\n\\ttrue\\n' >Makefile && make",
     "gdb": "gdb -batch -ex run -ex quit --args true",
