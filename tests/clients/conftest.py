@@ -21,11 +21,13 @@ class Access:
 
 
 def listening_on_tcp(daemon: Daemon) -> Daemon:
+    given = Path(daemon.options[daemon.options.index("--config") + 1]).read_text() if daemon.options else ""
     config = daemon.root / "clients.toml"
-    config.write_text("http.cleartext_http2 = true\n")
+    config.write_text(f"http.cleartext_http2 = true\n{given}")
     config.chmod(0o644)
-    addresses = ("--config", str(config), "--listen", f"tcp:127.0.0.1:{daemon.reserve_port()}")
-    return dataclasses.replace(daemon, options=(*daemon.options, *addresses))
+    # Of several files the last one counts.
+    added = ("--config", str(config), "--listen", f"tcp:127.0.0.1:{daemon.reserve_port()}")
+    return dataclasses.replace(daemon, options=(*daemon.options, *added))
 
 
 def serving(daemon: Daemon) -> Iterator[Daemon]:

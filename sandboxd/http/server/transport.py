@@ -380,6 +380,7 @@ class Transport:
             await self._stream.aclose()  # TLS has no half: this says goodbye and closes
         else:
             await self._stream.send_eof()
+        self._slot.rest()  # all has been said; who only lingers is in nobody's way
         limit = STOPPING_LINGER if self._context.terminated.is_set() else LINGER_LIMIT
         self._linger_until = trio.current_time() + limit
         self._linger()
