@@ -130,7 +130,7 @@ def test_a_full_process_table(user_image_dir: Path) -> None:
             for answer in answers:  # a thread is free for some of them
                 assert answer.status in {200, 201} or answer.json["kind"] in {"no_processes", "conflict"}, answer.data
         daemon.delete(still)
-        wait_until(lambda: "cannot remove what is left of deleted sandboxes yet" in daemon.log)
+        wait_until(lambda: "cannot remove what was thrown away yet" in daemon.log)
         limit_processes(daemon, 4000)
         assert daemon.alive
         # Refused was its restore, after it had been stopped or before; and maybe its resume.
