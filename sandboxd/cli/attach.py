@@ -16,7 +16,7 @@ from sandboxd.cli.output import complain
 from sandboxd.cli.runner import ungrouped
 from sandboxd.cli.signals import SignalRelay
 from sandboxd.cli.terminal import RawTerminal
-from sandboxd.client import Exec, Exited, Output, OutputLost
+from sandboxd.client import Exec, Exited, InputClosed, Output, OutputLost
 
 _DESCRIPTORS = {"stdout": STDOUT, "stderr": STDERR}
 
@@ -75,7 +75,7 @@ async def _pump_stdin(command: Exec) -> None:
         async for data in DescriptorReader(STDIN):
             await command.send_stdin(data)
         await command.close_stdin()
-    except trio.BrokenResourceError:
+    except InputClosed:
         pass  # the command does not want more; that is its right
 
 

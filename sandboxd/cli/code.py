@@ -13,7 +13,7 @@ from sandboxd.cli.options import environment_option, workdir_option
 from sandboxd.cli.output import Failure
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import DURATION
-from sandboxd.client import Client
+from sandboxd.client import AsyncClient
 from sandboxd.client.code import CodeError, CodeEvent, CodeOutput, CodeResult
 
 FAILED = 1
@@ -59,7 +59,7 @@ def code(
     text = code if code is not None else _read(file)
     printer = Printer(output_dir)
 
-    async def run(client: Client) -> None:
+    async def run(client: AsyncClient) -> None:
         async with client.run_code_stream(
             sandbox, text, context=context, timeout_ms=timeout, env=env or None, cwd=workdir
         ) as events:

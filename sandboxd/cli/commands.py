@@ -6,7 +6,7 @@ from sandboxd.cli.descriptors import STDERR, STDOUT, write_all
 from sandboxd.cli.output import Failure, complain, json_option, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import SIZE, show_age
-from sandboxd.client import BackgroundCommand, Client, Ended, Output, OutputLost
+from sandboxd.client import AsyncClient, BackgroundCommand, Ended, Output, OutputLost
 
 _DESCRIPTORS = {"stdout": STDOUT, "stderr": STDERR}
 
@@ -19,7 +19,7 @@ _DESCRIPTORS = {"stdout": STDOUT, "stderr": STDERR}
 def ps(sandbox: str | None, ended_too: bool, quiet: bool, as_json: bool) -> None:
     """List background commands and terminals, of one sandbox or of all."""
 
-    async def collect(client: Client) -> list[tuple[str, BackgroundCommand]]:
+    async def collect(client: AsyncClient) -> list[tuple[str, BackgroundCommand]]:
         names = [sandbox] if sandbox else [each.name or each.id async for each in client.sandboxes()]
         return [
             (name, command)
@@ -62,7 +62,7 @@ def logs(sandbox: str, command: str | None, follow: bool, tail: int | None) -> N
     Its stdout goes to ours, its stderr to ours, byte for byte.
     """
 
-    async def show(client: Client) -> None:
+    async def show(client: AsyncClient) -> None:
         number = command or _newest(await client.commands(sandbox), sandbox)
         if follow:
             await _follow(client, sandbox, number, tail)
@@ -78,7 +78,7 @@ def _newest(commands: list[BackgroundCommand], sandbox: str) -> str:
     return commands[-1].command_id
 
 
-async def _show(client: Client, sandbox: str, command: str, tail: int | None) -> None:
+async def _show(client: AsyncClient, sandbox: str, command: str, tail: int | None) -> None:
     """What there is now, page by page."""
     page = await client.command_logs(sandbox, command, tail=tail)
     while True:
@@ -90,7 +90,7 @@ async def _show(client: Client, sandbox: str, command: str, tail: int | None) ->
         page = await client.command_logs(sandbox, command, cursor=page.cursor)
 
 
-async def _follow(client: Client, sandbox: str, command: str, tail: int | None) -> None:
+async def _follow(client: AsyncClient, sandbox: str, command: str, tail: int | None) -> None:
     async with client.follow_logs(sandbox, command, tail=tail) as events:
         async for event in events:
             if isinstance(event, Output):
@@ -113,7 +113,7 @@ def _tell_of_gap(size: int) -> None:
 def kill(sandbox: str, command: str, name: str | None) -> None:
     """Kill a background command or terminal and everything it started, or send it a signal."""
 
-    async def end(client: Client) -> None:
+    async def end(client: AsyncClient) -> None:
         if name is None:
             await client.kill_command(sandbox, command)
         else:

@@ -19,7 +19,7 @@ from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.tarpipe import receive_tree, send_tree
 from sandboxd.cli.trees import Skipped, current_umask
-from sandboxd.client import ApiError, Client, FileInfo
+from sandboxd.client import ApiError, AsyncClient, FileInfo
 
 PIPE = "-"
 NOTHING_THERE = frozenset({"not_found", "not_a_directory", "permission_denied"})
@@ -31,7 +31,7 @@ _REMOTE = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 class Place:
     """A path in a sandbox."""
 
-    client: Client
+    client: AsyncClient
     sandbox: str
     path: str
     """absolute"""
@@ -63,7 +63,7 @@ def cp(source: str, target: str, user: str | None) -> None:
     if bool(inside) == bool(outside):
         raise click.UsageError("One of SOURCE and TARGET is a path in a sandbox, SANDBOX:PATH, the other is not.")
 
-    async def copy(client: Client) -> None:
+    async def copy(client: AsyncClient) -> None:
         if inside:
             await copy_out(await find_place(client, inside[1], inside[2], user), target)
         elif outside:
@@ -72,7 +72,7 @@ def cp(source: str, target: str, user: str | None) -> None:
     with_client(copy)
 
 
-async def find_place(client: Client, sandbox: str, path: str, user: str | None) -> Place:
+async def find_place(client: AsyncClient, sandbox: str, path: str, user: str | None) -> Place:
     """What a path in a sandbox means, and what is there."""
     if not path.startswith("/"):
         path = posixpath.join((await client.stat(sandbox, ".", user=user)).path, path)

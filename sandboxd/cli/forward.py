@@ -11,7 +11,7 @@ import trio
 from sandboxd.cli.output import Failure, complain
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import Parsed
-from sandboxd.client import Client, ClientError, PortStream
+from sandboxd.client import AsyncClient, ClientError, PortStream
 from sandboxd.errors import first_leaf
 
 READ_BYTES = 64 * 1024
@@ -53,7 +53,7 @@ def forward(sandbox: str, mappings: tuple[Mapping, ...]) -> None:
     with_client(lambda client: _forward(client, sandbox, mappings))
 
 
-async def _forward(client: Client, sandbox: str, mappings: tuple[Mapping, ...]) -> None:
+async def _forward(client: AsyncClient, sandbox: str, mappings: tuple[Mapping, ...]) -> None:
     await client.get(sandbox)  # so that a wrong name is said now, not at the first connection
     async with trio.open_nursery() as nursery:
         for mapping in mappings:
@@ -71,7 +71,7 @@ async def _listen(mapping: Mapping) -> list[trio.SocketListener]:
 
 
 class _Forward:
-    def __init__(self, client: Client, sandbox: str, port: int) -> None:
+    def __init__(self, client: AsyncClient, sandbox: str, port: int) -> None:
         self._client = client
         self._sandbox = sandbox
         self._port = port

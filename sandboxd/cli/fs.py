@@ -12,7 +12,7 @@ from sandboxd.cli.descriptors import STDIN, STDOUT, DescriptorReader, write_all
 from sandboxd.cli.output import Failure, json_option, print_facts, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import show_size
-from sandboxd.client import ApiError, Client, FileInfo
+from sandboxd.client import ApiError, AsyncClient, FileInfo
 
 _LETTERS = {
     "directory": "d",
@@ -51,7 +51,7 @@ def _options(command: Command) -> Command:
 def ls(sandbox: str, path: str, user: str | None, long: bool, depth: int, as_json: bool) -> None:
     """List a directory, or one file. Hidden names are shown too."""
 
-    async def look(client: Client) -> list[FileInfo]:
+    async def look(client: AsyncClient) -> list[FileInfo]:
         try:
             return [entry async for entry in client.list_files(sandbox, path, depth=depth, user=user)]
         except ApiError as error:
@@ -122,7 +122,7 @@ def stat(sandbox: str, path: str, user: str | None, follow: bool, as_json: bool)
 def cat(sandbox: str, paths: tuple[str, ...], user: str | None) -> None:
     """Print files."""
 
-    async def show(client: Client) -> None:
+    async def show(client: AsyncClient) -> None:
         for path in paths:
             async with client.download(sandbox, path, user=user) as answer:
                 async for chunk in answer:
@@ -142,7 +142,7 @@ def cat(sandbox: str, paths: tuple[str, ...], user: str | None) -> None:
 def write(sandbox: str, path: str, user: str | None, append: bool, parents: bool) -> None:
     """Write what comes on stdin to a file, which changes as one step when stdin ends."""
 
-    async def send(client: Client) -> None:
+    async def send(client: AsyncClient) -> None:
         source = DescriptorReader(STDIN)
         if not append:
             await client.upload(sandbox, path, source, user=user, parents=parents)
@@ -172,7 +172,7 @@ def mkdir(sandbox: str, paths: tuple[str, ...], user: str | None, parents: bool,
 def rm(sandbox: str, paths: tuple[str, ...], user: str | None, recursive: bool, force: bool) -> None:
     """Remove files, links and directories."""
 
-    async def remove(client: Client, path: str) -> None:
+    async def remove(client: AsyncClient, path: str) -> None:
         try:
             await client.remove(sandbox, path, recursive=recursive, user=user)
         except ApiError as error:
@@ -190,7 +190,7 @@ def rm(sandbox: str, paths: tuple[str, ...], user: str | None, recursive: bool, 
 def mv(sandbox: str, source: str, target: str, user: str | None, no_clobber: bool) -> None:
     """Move a file or directory: to a new name, or into TARGET if that is a directory."""
 
-    async def move(client: Client) -> None:
+    async def move(client: AsyncClient) -> None:
         place = await _inner(client, sandbox, source, target, user)
         await client.move(sandbox, source, place, overwrite=not no_clobber, user=user)
 
@@ -205,7 +205,7 @@ def mv(sandbox: str, source: str, target: str, user: str | None, no_clobber: boo
 def cp(sandbox: str, source: str, target: str, user: str | None, no_clobber: bool) -> None:
     """Copy a file or directory inside the sandbox: to a new name, or into TARGET if that is a directory."""
 
-    async def copy(client: Client) -> None:
+    async def copy(client: AsyncClient) -> None:
         place = await _inner(client, sandbox, source, target, user)
         await client.copy(sandbox, source, place, overwrite=not no_clobber, user=user)
 
@@ -251,10 +251,10 @@ def chown(sandbox: str, owner: str, paths: tuple[str, ...], user: str | None, re
 # -- how ----------------------------------------------------------------------------------------------------------
 
 
-def _each(paths: tuple[str, ...], act: Callable[[Client, str], Awaitable[object]]) -> None:
+def _each(paths: tuple[str, ...], act: Callable[[AsyncClient, str], Awaitable[object]]) -> None:
     """One after the other; the first that fails is the last."""
 
-    async def all_of_them(client: Client) -> None:
+    async def all_of_them(client: AsyncClient) -> None:
         for path in paths:
             await act(client, path)
             await trio.lowlevel.checkpoint()
@@ -262,7 +262,7 @@ def _each(paths: tuple[str, ...], act: Callable[[Client, str], Awaitable[object]
     with_client(all_of_them)
 
 
-async def _inner(client: Client, sandbox: str, source: str, target: str, user: str | None) -> str:
+async def _inner(client: AsyncClient, sandbox: str, source: str, target: str, user: str | None) -> str:
     """Where something goes: into a directory that exists under its own name, otherwise to the path itself."""
     try:
         found = await client.stat(sandbox, target, user=user)

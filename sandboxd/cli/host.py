@@ -5,7 +5,7 @@ import click
 from sandboxd.cli.output import json_option, print_facts, print_json
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.values import show_seconds
-from sandboxd.client import Capabilities, Client, Health
+from sandboxd.client import AsyncClient, Capabilities, Health
 
 COMPLETION_VARIABLE = "_SANDBOXCTL_COMPLETE"
 
@@ -15,7 +15,7 @@ COMPLETION_VARIABLE = "_SANDBOXCTL_COMPLETE"
 def info(as_json: bool) -> None:
     """Show how the daemon is and what it can do on its host."""
 
-    async def ask(client: Client) -> tuple[str, Health, Capabilities]:
+    async def ask(client: AsyncClient) -> tuple[str, Health, Capabilities]:
         return str(client.address), await client.health(), await client.capabilities()
 
     address, health, able = with_client(ask)

@@ -12,7 +12,7 @@ from sandboxd.cli.output import Failure, json_option, print_json, print_table
 from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.values import printable, show_age, show_size
-from sandboxd.client import Client, ConnectionLost, Image
+from sandboxd.client import AsyncClient, ConnectionLost, Image
 
 PIPE = "-"
 DIGEST_SHOWN = 12
@@ -31,7 +31,7 @@ def image() -> None:
 def build(recipe: str, rebuild: bool, quiet: bool, as_json: bool) -> None:
     """Build an image from a recipe the daemon knows, e.g. base. Progress goes to stderr."""
 
-    async def follow(client: Client) -> Image:
+    async def follow(client: AsyncClient) -> Image:
         async with client.build_image(recipe, rebuild=rebuild) as news:
             async for item in news:
                 if isinstance(item, Image):
@@ -53,7 +53,7 @@ def import_image(name: str, source: str, as_json: bool) -> None:
     A directory is packed by this machine's tar; run it as a user who may read all of it.
     """
 
-    async def send(client: Client) -> Image:
+    async def send(client: AsyncClient) -> Image:
         with _open_archive(source) as (descriptor, size), transfer_progress(f"import {name}", size) as advance:
             return await client.import_image(name, DescriptorReader(descriptor, advance), size=size)
 
@@ -89,7 +89,7 @@ def list_images(as_json: bool) -> None:
 def rm(names: tuple[str, ...]) -> None:
     """Remove images, by name or digest; one that a sandbox uses stays."""
 
-    async def remove(client: Client) -> None:
+    async def remove(client: AsyncClient) -> None:
         for name in names:
             await client.delete_image(name)
             click.echo(name)

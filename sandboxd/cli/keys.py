@@ -5,7 +5,7 @@ import click
 from sandboxd.cli.output import json_option, print_json, print_table
 from sandboxd.cli.runner import with_client
 from sandboxd.cli.values import SIZE, show_age
-from sandboxd.client import Client
+from sandboxd.client import AsyncClient
 
 SCOPES = ("read", "write", "admin")
 
@@ -50,9 +50,18 @@ def create(
     as_json: bool,
 ) -> None:
     """Create a key and print it: this once, since only its hash is kept."""
-    quota = {"tier": tier, "max_sandboxes": max_sandboxes, "requests_per_minute": rate}
-    quota = {**quota, "max_memory_bytes": max_memory, "max_disk_bytes": max_disk}
-    created = with_client(lambda client: client.create_key(name, scopes=scopes, own=own, **quota))
+    created = with_client(
+        lambda client: client.create_key(
+            name,
+            scopes=scopes,
+            own=own,
+            tier=tier,
+            max_sandboxes=max_sandboxes,
+            requests_per_minute=rate,
+            max_memory_bytes=max_memory,
+            max_disk_bytes=max_disk,
+        )
+    )
     if as_json:
         print_json(created.raw)
     else:
@@ -95,7 +104,7 @@ def _bound(number: int | None) -> str:
 def revoke(keys: tuple[str, ...]) -> None:
     """Revoke keys, by id: they are refused from now on."""
 
-    async def revoke_all(client: Client) -> None:
+    async def revoke_all(client: AsyncClient) -> None:
         for item in keys:
             await client.revoke_key(item)
             click.echo(item)

@@ -8,15 +8,15 @@ from sandboxd.cli.options import ACTIONS
 from sandboxd.cli.output import json_option, print_json
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import DURATION, Parsed, parse_lifetime, show_age
-from sandboxd.client import Client, Sandbox
+from sandboxd.client import AsyncClient, Sandbox
 
 _sandboxes = click.argument("sandboxes", nargs=-1, required=True, type=SANDBOX, metavar="SANDBOX...")
 
 
-def _each(names: tuple[str, ...], change: Callable[[Client, str], Awaitable[Sandbox]]) -> None:
+def _each(names: tuple[str, ...], change: Callable[[AsyncClient, str], Awaitable[Sandbox]]) -> None:
     """Change them one after the other, and print the id of each that is."""
 
-    async def change_all(client: Client) -> None:
+    async def change_all(client: AsyncClient) -> None:
         for name in names:
             click.echo((await change(client, name)).id)
 

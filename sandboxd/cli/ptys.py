@@ -22,13 +22,14 @@ from sandboxd.cli.signals import SignalRelay
 from sandboxd.cli.terminal import RawTerminal
 from sandboxd.cli.values import Parsed
 from sandboxd.client import (
+    AsyncClient,
     Attached,
     BackgroundCommand,
-    Client,
     ClientError,
     ConnectionLost,
     DaemonUnreachable,
     Exited,
+    InputClosed,
     Output,
     OutputLost,
     PtyAttachment,
@@ -65,7 +66,7 @@ def shell(sandbox: str, env: dict[str, str], user: str | None, workdir: str | No
         raise RunFailure("cannot open a shell here: stdin is not a terminal; use `sandboxctl exec`")
     cols, rows = joint.terminal
 
-    async def body(client: Client, relay: SignalRelay) -> int:
+    async def body(client: AsyncClient, relay: SignalRelay) -> int:
         environment: Mapping[str, str] = {**joint.environment, **env}
         pty = await client.start_pty(sandbox, cols=cols, rows=rows, env=environment, user=user, cwd=workdir)
         visit = Visit(client, sandbox, pty.command_id, keys=detach_keys, write="take", offset=0)
@@ -87,7 +88,7 @@ def attach(sandbox: str, pty: str | None, detach_keys: bytes, read_only: bool) -
     if not choose_joint(terminal=True, stdin=True, piped_stdin=True).raw:
         raise RunFailure("cannot attach here: stdin is not a terminal; use `sandboxctl logs`")
 
-    async def body(client: Client, relay: SignalRelay) -> int:
+    async def body(client: AsyncClient, relay: SignalRelay) -> int:
         number = pty or newest_alive(await client.ptys(sandbox), sandbox)
         visit = Visit(client, sandbox, number, keys=detach_keys, write="never" if read_only else "take")
         return await visit.stay(relay)
@@ -121,7 +122,7 @@ class Visit:
 
     def __init__(
         self,
-        client: Client,
+        client: AsyncClient,
         sandbox: str,
         pty: str,
         *,
@@ -232,7 +233,7 @@ class Visit:
 
     async def _type(self, place: PtyAttachment, everything: trio.CancelScope, endings: list[_Ending]) -> None:
         """What is typed, to the terminal; the end of our own terminal is a way to leave, too."""
-        with suppress(trio.BrokenResourceError):  # whoever shows the output learns why
+        with suppress(InputClosed):  # whoever shows the output learns why
             async for typed in DescriptorReader(STDIN):
                 passed, leaving = self._keys.feed(typed)
                 if passed and self._write == "take":

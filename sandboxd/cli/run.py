@@ -26,7 +26,7 @@ from sandboxd.cli.options import (
 from sandboxd.cli.output import Failure, NotExecutable, NotFound, RunFailure, complain
 from sandboxd.cli.runner import SANDBOX, explain, with_client
 from sandboxd.cli.signals import SignalRelay, under_signals
-from sandboxd.client import ApiError, Client, ClientError, Sandbox
+from sandboxd.client import ApiError, AsyncClient, ClientError, Sandbox
 from sandboxd.client.calls import Command
 
 # Options end where the command begins, so that its own need no `--` before them.
@@ -74,7 +74,7 @@ def run(
         return
     joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=True)
 
-    async def body(client: Client, relay: SignalRelay) -> int:
+    async def body(client: AsyncClient, relay: SignalRelay) -> int:
         async with throw_away_sandbox(client, wish) as sandbox:
             return await run_joined(client, relay, sandbox.id, command or LOGIN_SHELL, joint, timeout_ms=timeout)
 
@@ -113,7 +113,7 @@ def exec_command(
         return
     joint = choose_joint(terminal=terminal, stdin=stdin, piped_stdin=False)
 
-    async def body(client: Client, relay: SignalRelay) -> int:
+    async def body(client: AsyncClient, relay: SignalRelay) -> int:
         return await run_joined(
             client, relay, sandbox, command, joint, env=env, user=user, cwd=workdir, timeout_ms=timeout
         )
@@ -122,7 +122,7 @@ def exec_command(
 
 
 async def run_detached(
-    client: Client, wish: dict[str, Any], command: tuple[str, ...], *, terminal: bool, **options: Any
+    client: AsyncClient, wish: dict[str, Any], command: tuple[str, ...], *, terminal: bool, **options: Any
 ) -> None:
     """In a sandbox that stays; one in which the command cannot be started does not."""
     sandbox = await client.create(**wish)
@@ -135,7 +135,7 @@ async def run_detached(
 
 
 async def start_detached(
-    client: Client, sandbox: str, command: tuple[str, ...], *, terminal: bool, **options: Any
+    client: AsyncClient, sandbox: str, command: tuple[str, ...], *, terminal: bool, **options: Any
 ) -> str:
     """In the background, or (`terminal`) in a terminal to attach to; its id."""
     if terminal:
@@ -143,8 +143,8 @@ async def start_detached(
     return (await client.start_command(sandbox, command, **options)).command_id
 
 
-def run_and_exit(body: Callable[[Client, SignalRelay], Awaitable[int]]) -> NoReturn:
-    async def life(client: Client) -> int:
+def run_and_exit(body: Callable[[AsyncClient, SignalRelay], Awaitable[int]]) -> NoReturn:
+    async def life(client: AsyncClient) -> int:
         return await under_signals(lambda relay: body(client, relay))
 
     sys.exit(with_client(life, failure=not_run))
@@ -159,7 +159,7 @@ def not_run(error: ClientError | OSError) -> Failure:
 
 
 async def run_joined(
-    client: Client,
+    client: AsyncClient,
     relay: SignalRelay,
     sandbox: str,
     command: Command,
@@ -168,7 +168,7 @@ async def run_joined(
     env: Mapping[str, str] = NO_VARIABLES,
     **options: Any,
 ) -> int:
-    """Run a command in a sandbox as if it ran here; `options` are those of `Client.exec`. Returns its exit status."""
+    """Run a command in a sandbox as if it ran here; `options` are those of `AsyncClient.exec`. Returns its status."""
     environment = {**joint.environment, **env}
     async with client.exec(
         sandbox, command, stdin=joint.stdin, terminal=joint.terminal, env=environment, **options
@@ -177,7 +177,7 @@ async def run_joined(
 
 
 @asynccontextmanager
-async def throw_away_sandbox(client: Client, wish: dict[str, Any]) -> AsyncIterator[Sandbox]:
+async def throw_away_sandbox(client: AsyncClient, wish: dict[str, Any]) -> AsyncIterator[Sandbox]:
     """A sandbox that does not outlive this block, nor (by much) this process."""
     longest = (await client.capabilities()).max_timeout_ms
     lease = min(LEASE_MS, longest or LEASE_MS)
@@ -191,14 +191,14 @@ async def throw_away_sandbox(client: Client, wish: dict[str, Any]) -> AsyncItera
         await _delete(client, sandbox.id)
 
 
-async def _renew(client: Client, sandbox: str, lease: int) -> None:
+async def _renew(client: AsyncClient, sandbox: str, lease: int) -> None:
     while True:
         await trio.sleep(lease / 1000 / RENEWALS_PER_LEASE)
         with suppress(ClientError):  # the next one may succeed; and whoever talks to the sandbox says what is wrong
             await client.set_timeout(sandbox, timeout_ms=lease)
 
 
-async def _delete(client: Client, sandbox: str) -> None:
+async def _delete(client: AsyncClient, sandbox: str) -> None:
     with trio.move_on_after(DELETE_PATIENCE, shield=True) as scope:
         try:
             await client.delete(sandbox)

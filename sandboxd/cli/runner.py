@@ -9,7 +9,7 @@ import trio
 from click.shell_completion import CompletionItem
 
 from sandboxd.cli.output import Failure
-from sandboxd.client import Client, ClientError
+from sandboxd.client import AsyncClient, ClientError
 from sandboxd.errors import first_leaf
 
 T = TypeVar("T")
@@ -30,14 +30,14 @@ def explain(error: ClientError | OSError) -> str:
 
 
 def with_client(
-    function: Callable[[Client], Awaitable[T]], *, failure: Callable[[ClientError | OSError], Failure] = failed
+    function: Callable[[AsyncClient], Awaitable[T]], *, failure: Callable[[ClientError | OSError], Failure] = failed
 ) -> T:
     """Run `function` with a client of the daemon that was asked for. Raises: what `failure` makes of an error."""
     ctx = click.get_current_context(silent=True)
     url = ctx.find_root().params.get("url") if ctx else None
 
     async def run() -> T:
-        async with Client(url) as client:
+        async with AsyncClient(url) as client:
             return await function(client)
 
     try:
@@ -73,7 +73,7 @@ class SandboxName(click.ParamType[str]):
     name = "sandbox"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        async def names(client: Client) -> list[CompletionItem]:
+        async def names(client: AsyncClient) -> list[CompletionItem]:
             return [
                 CompletionItem(label, help=sandbox.image)
                 async for sandbox in client.sandboxes()

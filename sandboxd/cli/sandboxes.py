@@ -10,7 +10,7 @@ from sandboxd.cli.options import sandbox_options, sandbox_wish, time_options
 from sandboxd.cli.output import complain, json_option, print_facts, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import assignments_from, show_age, show_size, show_time
-from sandboxd.client import Client, ClientError, Sandbox
+from sandboxd.client import AsyncClient, ClientError, Sandbox
 
 # Deleting waits for the kernel more than for us.
 DELETES_AT_ONCE = 8
@@ -49,7 +49,7 @@ def create(
 def ls(status: str | None, metadata: dict[str, str], quiet: bool, as_json: bool) -> None:
     """List sandboxes, oldest first."""
 
-    async def collect(client: Client) -> list[Sandbox]:
+    async def collect(client: AsyncClient) -> list[Sandbox]:
         return [sandbox async for sandbox in client.sandboxes(status=status, metadata=metadata)]
 
     found = with_client(collect)
@@ -81,7 +81,7 @@ def _row(sandbox: Sandbox) -> tuple[object, ...]:
 def inspect(sandboxes: tuple[str, ...], as_json: bool) -> None:
     """Show all about sandboxes, by id or name."""
 
-    async def collect(client: Client) -> list[Sandbox]:
+    async def collect(client: AsyncClient) -> list[Sandbox]:
         return [await client.get(name) for name in sandboxes]
 
     found = with_client(collect)
@@ -131,7 +131,7 @@ def rm(sandboxes: tuple[str, ...], everything: bool, force: bool) -> None:
     sys.exit(0 if deleted else 1)
 
 
-async def _delete_all(client: Client, names: tuple[str, ...], *, everything: bool, force: bool) -> bool:
+async def _delete_all(client: AsyncClient, names: tuple[str, ...], *, everything: bool, force: bool) -> bool:
     """Whether all of them are gone; each that is not has been complained about."""
     if everything:
         names = tuple([sandbox.id async for sandbox in client.sandboxes()])

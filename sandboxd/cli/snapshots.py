@@ -12,7 +12,7 @@ from sandboxd.cli.output import complain, json_option, print_facts, print_json, 
 from sandboxd.cli.progress import transfer_progress
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import DURATION, assignments_from, show_age, show_size, show_time
-from sandboxd.client import Client, ClientError, Snapshot
+from sandboxd.client import AsyncClient, ClientError, Snapshot
 
 PIPE = "-"
 WORTH_TELLING = 1 << 20
@@ -62,7 +62,7 @@ def _tell_cost(cost: Mapping[str, Any]) -> None:
 def list_snapshots(sandbox: str | None, quiet: bool, as_json: bool) -> None:
     """List snapshots, oldest first."""
 
-    async def collect(client: Client) -> list[Snapshot]:
+    async def collect(client: AsyncClient) -> list[Snapshot]:
         return [each async for each in client.snapshots(sandbox=sandbox)]
 
     found = with_client(collect)
@@ -120,7 +120,7 @@ def inspect_snapshot(name: str, as_json: bool) -> None:
 def remove_snapshots(names: tuple[str, ...]) -> None:
     """Delete snapshots; sandboxes made of them go on."""
 
-    async def remove(client: Client) -> bool:
+    async def remove(client: AsyncClient) -> bool:
         clean = True
         for name in names:
             try:
@@ -144,7 +144,7 @@ def export_snapshot(name: str, file: str) -> None:
     It is complete but for its image, which has to be there too. Pipe it through zstd to make it smaller.
     """
 
-    async def receive(client: Client, target: IO[bytes]) -> None:
+    async def receive(client: AsyncClient, target: IO[bytes]) -> None:
         async with client.export_snapshot(name) as answer:
             async for chunk in answer:
                 target.write(chunk)
@@ -160,7 +160,7 @@ def export_snapshot(name: str, file: str) -> None:
 def import_snapshot(file: str, name: str | None, as_json: bool) -> None:
     """Make a snapshot of a file that `snapshot export` wrote ("-": stdin), compressed or not; prints its id."""
 
-    async def send(client: Client) -> Snapshot:
+    async def send(client: AsyncClient) -> Snapshot:
         if file == PIPE:
             return await client.import_snapshot(DescriptorReader(STDIN, lambda _: None), name=name)
         with open_source(file) as (source, status), transfer_progress("import", status.st_size) as advance:

@@ -15,11 +15,11 @@ from sandboxd.cli.output import Failure
 from sandboxd.cli.progress import Advance, transfer_progress
 from sandboxd.cli.runner import ungrouped
 from sandboxd.cli.trees import Skipped, pack, unpack
-from sandboxd.client import Client
+from sandboxd.client import AsyncClient
 from sandboxd.trees.tarstream import ArchiveError
 
 
-async def send_tree(client: Client, sandbox: str, source: Path, path: str, *, user: str | None) -> Skipped:
+async def send_tree(client: AsyncClient, sandbox: str, source: Path, path: str, *, user: str | None) -> Skipped:
     """Copy what is in a local directory into one in a sandbox, made if missing. Raises: Failure, ClientError."""
     send, receive = trio.open_memory_channel[bytes](0)
     with transfer_progress(f"{sandbox}:{path}", None) as advance, ungrouped():
@@ -29,13 +29,13 @@ async def send_tree(client: Client, sandbox: str, source: Path, path: str, *, us
 
 
 async def _upload(
-    client: Client, sandbox: str, path: str, user: str | None, chunks: trio.MemoryReceiveChannel[bytes]
+    client: AsyncClient, sandbox: str, path: str, user: str | None, chunks: trio.MemoryReceiveChannel[bytes]
 ) -> None:
     with chunks:
         await client.upload_archive(sandbox, path, chunks, user=user)
 
 
-async def receive_tree(client: Client, sandbox: str, path: str, target: Path, *, user: str | None) -> Skipped:
+async def receive_tree(client: AsyncClient, sandbox: str, path: str, target: Path, *, user: str | None) -> Skipped:
     """Copy what is in a directory of a sandbox into an existing local one. Raises: Failure, ClientError."""
     with transfer_progress(f"{sandbox}:{path}", None) as advance, ungrouped():
         async with client.download_archive(sandbox, path, user=user) as answer:

@@ -10,7 +10,7 @@ import trio
 from sandboxd.cli.output import json_option, make_table, print_facts, print_json, print_table
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import DURATION, show_age, show_size
-from sandboxd.client import ApiError, Client, Metrics, Sandbox
+from sandboxd.client import ApiError, AsyncClient, Metrics, Sandbox
 
 MEGABYTE = 1_000_000
 ASKED_AT_ONCE = 8
@@ -68,7 +68,7 @@ def top(delay: int, once: bool, as_json: bool) -> None:
         with_client(lambda client: _watch(client, delay / 1000))
 
 
-async def _watch(client: Client, delay: float) -> None:
+async def _watch(client: AsyncClient, delay: float) -> None:
     from rich.live import Live
 
     with Live(auto_refresh=False, screen=True) as live:
@@ -78,7 +78,7 @@ async def _watch(client: Client, delay: float) -> None:
             await trio.sleep(delay)
 
 
-async def measure_all(client: Client) -> list[Usage]:
+async def measure_all(client: AsyncClient) -> list[Usage]:
     """All running sandboxes, the busiest first."""
     found: list[Usage] = []
     limit = trio.CapacityLimiter(ASKED_AT_ONCE)

@@ -6,7 +6,7 @@ import trio
 from sandboxd.cli.output import json_option, print_json_line
 from sandboxd.cli.runner import SANDBOX, with_client
 from sandboxd.cli.values import printable
-from sandboxd.client import ApiError, Client, ConnectionLost, DaemonUnreachable, WatchEvent
+from sandboxd.client import ApiError, AsyncClient, ConnectionLost, DaemonUnreachable, WatchEvent
 
 # Seconds for the daemon to stop a watch when we are ending.
 STOP_LIMIT = 15.0
@@ -31,7 +31,7 @@ def watch(sandbox: str, path: str, raw: bool, flat: bool, ignore: tuple[str, ...
     it was lost. --json prints one object per line.
     """
 
-    async def run(client: Client) -> None:
+    async def run(client: AsyncClient) -> None:
         made = await client.watch(
             sandbox, path, recursive=not flat, ignore=ignore, source="raw" if raw else "changes"
         )
@@ -51,7 +51,7 @@ def _show(event: WatchEvent) -> None:
     click.echo(printable(f"{event.type:<8}  {event.path}{slash}{reason}"))
 
 
-async def _stop(client: Client, sandbox: str, watch_id: str) -> None:
+async def _stop(client: AsyncClient, sandbox: str, watch_id: str) -> None:
     """Nobody else knows of it. It may be gone with its sandbox, or the daemon."""
     with trio.move_on_after(STOP_LIMIT, shield=True):
         try:

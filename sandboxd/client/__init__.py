@@ -1,14 +1,19 @@
-"""A typed client of the daemon's native API, over its Unix socket or TCP, on trio.
+"""The Python SDK: a typed client of the daemon's native API, over its Unix socket or TCP.
 
-    async with Client() as client:                       # SANDBOXD_URL, or this user's daemon
-        sandbox = await client.create(image="base")
-        result = await client.shell(sandbox.id, "uname -a")
-        async with client.exec(sandbox.id, ["cat"], stdin=True) as command:
+    from sandboxd.client import Client
+
+    with Client() as client:                             # SANDBOXD_URL, or this user's daemon
+        sandbox = client.create(image="base")
+        result = client.shell(sandbox, "uname -a")
+        with client.exec(sandbox, ["cat"], stdin=True) as command:
             ...
 
-api.py         Client: one method per operation; those of background commands, terminals, files, ports, watches
-               and code are in background.py, ptys.py, files.py, ports.py, watches.py and code.py, and calls.py is
-               what all of them stand on
+`AsyncClient` has the same methods as coroutines, on trio and on asyncio. The manual's page "sdk" is a tour.
+
+api.py         AsyncClient: one method per operation; those of background commands, terminals, files, ports, watches
+               and code are in background.py, ptys.py, files.py, ports.py, watches.py and code.py; calls.py has what
+               all of them share
+sync.py        Client: the same on blocking sockets
 execution.py   a command with live input and output, and the window of its stdin
 models.py      what the methods return
 errors.py      what they raise
@@ -16,13 +21,12 @@ address.py     where the daemon is, and connecting to it
 http.py        HTTP/1.1 over a stream (h11), and a pool of connections
 websocket.py   a websocket over a stream (wsproto)
 streams.py     server-sent events and pages as iterators; sse.py decodes the former
-
-No method takes a timeout: use `trio.fail_after`. Cancelling a call closes its connection, which the daemon notices.
+network/       streams, locks and waiting on trio, on asyncio and on blocking sockets
 """
 
 from sandboxd.client.address import Address as Address
 from sandboxd.client.address import default_address as default_address
-from sandboxd.client.api import Client as Client
+from sandboxd.client.api import AsyncClient as AsyncClient
 from sandboxd.client.background import Ended as Ended
 from sandboxd.client.background import LogEvent as LogEvent
 from sandboxd.client.code import CodeContext as CodeContext
@@ -36,6 +40,9 @@ from sandboxd.client.errors import ApiError as ApiError
 from sandboxd.client.errors import ClientError as ClientError
 from sandboxd.client.errors import ConnectionLost as ConnectionLost
 from sandboxd.client.errors import DaemonUnreachable as DaemonUnreachable
+from sandboxd.client.errors import InputClosed as InputClosed
+from sandboxd.client.errors import StreamEnded as StreamEnded
+from sandboxd.client.errors import TimedOut as TimedOut
 from sandboxd.client.execution import Exec as Exec
 from sandboxd.client.execution import ExecEvent as ExecEvent
 from sandboxd.client.execution import Exited as Exited
@@ -72,3 +79,8 @@ from sandboxd.client.ptys import Writer as Writer
 from sandboxd.client.snapshots import Clones as Clones
 from sandboxd.client.snapshots import Snapshot as Snapshot
 from sandboxd.client.snapshots import Storage as Storage
+from sandboxd.client.sync import BlockingAttachment as BlockingAttachment
+from sandboxd.client.sync import BlockingExec as BlockingExec
+from sandboxd.client.sync import BlockingPortStream as BlockingPortStream
+from sandboxd.client.sync import Client as Client
+from sandboxd.client.sync import Download as Download

@@ -2,18 +2,14 @@
 
 import errno
 import os
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import trio
-
 from sandboxd.client.errors import ClientError, DaemonUnreachable
+from sandboxd.client.network import Disconnected, Network, Stream
 from sandboxd.errors import first_leaf
 from sandboxd.paths import default_runtime_dir
-
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 SOCKET_NAME = "sandboxd.sock"
 
@@ -56,26 +52,14 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    async def connect(self) -> Stream:
-        """Raises: DaemonUnreachable, with what a person can do about it."""
+    async def connect(self, network: Network) -> Stream:
+        """Connect. Raises: DaemonUnreachable, with what a person can do about it."""
         try:
             if self.socket:
-                return await trio.open_unix_socket(self.socket)
-            if not self.tls:
-                return await trio.open_tcp_stream(self.host, self.port)
-            return await self._connect_tls()
-        except (OSError, trio.BrokenResourceError) as error:
+                return await network.connect_unix(self.socket)
+            return await network.connect_tcp(self.host, self.port, tls=self.tls)
+        except (OSError, Disconnected) as error:
             raise DaemonUnreachable(_explain(self, error)) from error
-
-    async def _connect_tls(self) -> Stream:
-        context = ssl.create_default_context()
-        stream = await trio.open_ssl_over_tcp_stream(self.host, self.port, ssl_context=context)
-        try:
-            await stream.do_handshake()
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        return stream
 
 
 def default_address() -> Address:
@@ -95,10 +79,10 @@ def _socket_path(url: str) -> str:
     return path
 
 
-def _explain(address: Address, error: OSError | trio.BrokenResourceError) -> str:
+def _explain(address: Address, error: OSError | Disconnected) -> str:
     what = f"cannot reach sandboxd at {address}"
-    if isinstance(error, trio.BrokenResourceError):
-        return f"{what}: {error.__cause__ or 'the TLS handshake failed'}"
+    if isinstance(error, Disconnected):
+        return f"{what}: {error}"
     if not address.socket:
         return f"{what}: {_reason(error)}; is it running (`sandboxd serve --listen tcp:HOST:PORT`)?"
     if error.errno == errno.ENOENT:
@@ -111,7 +95,7 @@ def _explain(address: Address, error: OSError | trio.BrokenResourceError) -> str
 
 
 def _reason(error: OSError) -> str:
-    """trio says only how many addresses failed; the first of them says why."""
+    """Some event loops say only how many addresses failed; the first of them says why."""
     cause: BaseException = error
     while isinstance(cause.__cause__, BaseException):
         cause = cause.__cause__

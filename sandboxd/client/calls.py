@@ -5,29 +5,35 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode
 
 from sandboxd.client.address import Address, default_address
 from sandboxd.client.errors import ClientError
 from sandboxd.client.http import Answer, Headers, HttpPool
-from sandboxd.client.models import Json
+from sandboxd.client.models import Json, Sandbox
+from sandboxd.client.network import Network
 from sandboxd.client.streams import read_object
-from sandboxd.client.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from sandboxd.client.websocket import WebSocket
 
 Command = str | Sequence[str]
-"""a string for the sandbox's shell, or a program and its arguments"""
+"""A command: a string for the sandbox's shell, or a program and its arguments."""
+
+SandboxRef = str | Sandbox
+"""A sandbox by its id or its name, or as a method has returned it."""
 
 
 class Caller:
-    """What the parts of `Client` stand on. Owns: its idle connections, closed when its context ends."""
+    """What the parts of `AsyncClient` have in common. Owns: its idle connections, closed when its context ends."""
 
-    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
-        """By default the daemon of SANDBOXD_URL or of this user, with the key of SANDBOXD_API_KEY."""
+    def __init__(self, url: str | None, *, api_key: str | None, network: Network) -> None:
+        self._network = network
         self.address = default_address() if url is None else Address.parse(url)
         key = os.environ.get("SANDBOXD_API_KEY") if api_key is None else api_key
         self._auth = [("Authorization", f"Bearer {key}")] if key else []
-        self._pool = HttpPool(self.address, self._auth)
+        self._pool = HttpPool(self.address, self._auth, network)
 
     async def __aenter__(self) -> Self:
         return self
@@ -48,8 +54,10 @@ class Caller:
             yield answer
 
     @asynccontextmanager
-    async def _websocket(self, path: str) -> AsyncIterator[WebSocket]:
-        websocket = WebSocket(await self.address.connect())
+    async def _websocket(self, path: str) -> AsyncIterator["WebSocket"]:
+        from sandboxd.client.websocket import WebSocket  # loaded by the few who need it
+
+        websocket = WebSocket(await self.address.connect(self._network), self._network)
         try:
             await websocket.open(self.address.authority, self.address.prefix + path, self._auth)
             yield websocket
@@ -61,7 +69,7 @@ async def json_of(answer: Answer) -> dict[str, Any]:
     return read_object(await answer.read())
 
 
-def given(**values: Any) -> dict[str, Any]:
+def drop_none(**values: Any) -> dict[str, Any]:
     """Without those that are None: the daemon's defaults hold for them."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -72,11 +80,18 @@ def body_headers(content_type: str, size: int | None) -> Headers:
     return [("Content-Type", content_type), framing]
 
 
-def command_wish(command: Command) -> dict[str, Any]:
+def command_fields(command: Command) -> dict[str, Any]:
     return {"cmd": command} if isinstance(command, str) else {"argv": [*command]}
 
 
-def sandbox_path(sandbox: str, operation: str = "") -> str:
+def sandbox_id(sandbox: SandboxRef) -> str:
+    """What the API calls a sandbox."""
+    return sandbox.id if isinstance(sandbox, Sandbox) else sandbox
+
+
+def sandbox_path(sandbox: SandboxRef, operation: str = "") -> str:
+    """The path of a sandbox, or of an operation on it. Raises: ClientError for a name that cannot be one."""
+    sandbox = sandbox_id(sandbox)
     if "/" in sandbox:  # the server would take it for a longer path, and say that there is none
         raise ClientError(f"cannot find a sandbox {sandbox!r}: no id and no name has a slash in it")
     return f"/v1/sandboxes/{quote(sandbox, safe='')}{'/' if operation else ''}{operation}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sandboxd.client.calls import Caller, given, sandbox_path
+from sandboxd.client.calls import Caller, SandboxRef, drop_none, sandbox_path
 from sandboxd.client.errors import ApiError
 from sandboxd.client.models import Json, Model
 from sandboxd.client.streams import Messages
@@ -112,7 +112,7 @@ class CodeMethods(Caller):
 
     async def run_code(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         code: str,
         *,
         context: str | None = None,
@@ -121,13 +121,13 @@ class CodeMethods(Caller):
         timeout_ms: int | None = None,
     ) -> Execution:
         """Run code to its end, in the default context unless another is named. Code that fails is a result."""
-        wish = given(code=code, context_id=context, env=env, cwd=cwd, timeout_ms=timeout_ms)
-        return Execution.read(await self._call("POST", sandbox_path(sandbox, "run"), wish))
+        body = drop_none(code=code, context_id=context, env=env, cwd=cwd, timeout_ms=timeout_ms)
+        return Execution.read(await self._call("POST", sandbox_path(sandbox, "run"), body))
 
     @asynccontextmanager
     async def run_code_stream(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         code: str,
         *,
         context: str | None = None,
@@ -136,33 +136,35 @@ class CodeMethods(Caller):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[AsyncIterator[CodeEvent]]:
         """Run code and get what it says as it comes; leaving the context early interrupts it."""
-        wish = given(code=code, context_id=context, env=env, cwd=cwd, timeout_ms=timeout_ms)
-        body = json.dumps(wish).encode()
+        fields = drop_none(code=code, context_id=context, env=env, cwd=cwd, timeout_ms=timeout_ms)
+        body = json.dumps(fields).encode()
         async with self._follow("POST", sandbox_path(sandbox, "run/stream"), body) as answer:
             yield Messages[CodeEvent](answer, _event)
 
-    async def contexts(self, sandbox: str) -> list[CodeContext]:
+    async def contexts(self, sandbox: SandboxRef) -> list[CodeContext]:
         """Oldest first."""
         answer = await self._call("GET", sandbox_path(sandbox, "contexts"))
         return [CodeContext.read(raw) for raw in answer["contexts"]]
 
     async def create_context(
-        self, sandbox: str, *, cwd: str | None = None, env: Mapping[str, str] | None = None
+        self, sandbox: SandboxRef, *, cwd: str | None = None, env: Mapping[str, str] | None = None
     ) -> CodeContext:
-        return CodeContext.read(await self._call("POST", sandbox_path(sandbox, "contexts"), given(cwd=cwd, env=env)))
+        return CodeContext.read(
+            await self._call("POST", sandbox_path(sandbox, "contexts"), drop_none(cwd=cwd, env=env))
+        )
 
-    async def restart_context(self, sandbox: str, context: str) -> CodeContext:
+    async def restart_context(self, sandbox: SandboxRef, context: str) -> CodeContext:
         """Give it a fresh kernel: its variables are gone."""
         return await self._change("POST", sandbox, context, "/restart")
 
-    async def interrupt_context(self, sandbox: str, context: str) -> CodeContext:
+    async def interrupt_context(self, sandbox: SandboxRef, context: str) -> CodeContext:
         """A KeyboardInterrupt in what it runs now."""
         return await self._change("POST", sandbox, context, "/interrupt")
 
-    async def delete_context(self, sandbox: str, context: str) -> None:
+    async def delete_context(self, sandbox: SandboxRef, context: str) -> None:
         await self._change("DELETE", sandbox, context, "")
 
-    async def _change(self, method: str, sandbox: str, context: str, operation: str) -> CodeContext:
+    async def _change(self, method: str, sandbox: SandboxRef, context: str, operation: str) -> CodeContext:
         path = sandbox_path(sandbox, f"contexts/{quote(context, safe='')}{operation}")
         return CodeContext.read(await self._call(method, path))
 

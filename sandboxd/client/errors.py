@@ -3,6 +3,9 @@
 ClientError
  ├─ DaemonUnreachable   nobody answers at the address; the message says what to do about it
  ├─ ConnectionLost      the connection broke, or said something that is not HTTP, before the answer was complete
+ ├─ TimedOut            the daemon was silent for longer than the `timeout` that a blocking client was given
+ ├─ InputClosed         the command no longer reads its stdin, or has ended
+ ├─ StreamEnded         there is nothing more to receive: the last event has been given
  └─ ApiError            the daemon answered that it cannot: status, kind, message, details
 """
 
@@ -19,15 +22,34 @@ class ClientError(Exception):
 
 
 class DaemonUnreachable(ClientError):
-    pass
+    """Nobody answers at the daemon's address. The message says what a person can do about it."""
 
 
 class ConnectionLost(ClientError):
-    pass
+    """The connection broke, or what came was no answer, before the answer was complete.
+
+    Whether the daemon did what was asked is not known.
+    """
+
+
+class TimedOut(ClientError, TimeoutError):
+    """The daemon was silent for longer than the `timeout` that a blocking client was given."""
+
+
+class InputClosed(ClientError):
+    """A command no longer reads its stdin, or has ended."""
+
+
+class StreamEnded(ClientError):
+    """There is nothing more to receive: the last event has been given."""
 
 
 class ApiError(ClientError):
-    """The daemon's refusal. `kind` is a stable word for programs, `details` are its facts."""
+    """The daemon refused.
+
+    `status` is the answer's HTTP status, `kind` a stable word for programs (e.g. "not_found"), `message` one sentence
+    for a person, and `details` the facts behind it.
+    """
 
     def __init__(self, status: int, kind: str, message: str, details: Mapping[str, Any] = _NOTHING) -> None:
         super().__init__(message)
@@ -35,6 +57,15 @@ class ApiError(ClientError):
         self.kind = kind
         self.message = message
         self.details = details
+
+
+class WebSocketClosed(Exception):
+    """The conversation is over; `code` as in RFC 6455 §7.4, 1006 when the connection broke without a word."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"closed with code {code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
 
 
 def api_error(status: int, body: bytes) -> ApiError:

@@ -6,15 +6,24 @@ JSON. Stdin is paced by a window, so that what a command does not read stays wit
 
 import json
 from base64 import b64decode
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
-import trio
+from sandboxd.client.errors import (
+    ClientError,
+    ConnectionLost,
+    InputClosed,
+    StreamEnded,
+    WebSocketClosed,
+    error_from,
+)
+from sandboxd.client.network import Network
 
-from sandboxd.client.errors import ClientError, ConnectionLost, error_from
-from sandboxd.client.websocket import WebSocket, WebSocketClosed
+if TYPE_CHECKING:
+    from sandboxd.client.websocket import WebSocket
 
 # The daemon closes the connection of a client that is further ahead of its command than this.
 STDIN_WINDOW = 1024 * 1024
@@ -85,12 +94,12 @@ class StdinWindow:
     def room(self) -> int:
         return self._limit - (self._sent - self._taken)
 
-    def note_sent(self, size: int) -> None:
+    def record_sent(self, size: int) -> None:
         if size > self.room:
             raise ValueError(f"{size} bytes do not fit into a window with room for {self.room}")
         self._sent += size
 
-    def note_taken(self, total: int) -> None:
+    def record_taken(self, total: int) -> None:
         """`total` counts from the start. Raises: ConnectionLost for a count that cannot be."""
         if not self._taken <= total <= self._sent:
             raise ConnectionLost(f"cannot go on: the daemon counts {total} bytes of stdin, {self._sent} were sent")
@@ -100,15 +109,21 @@ class StdinWindow:
 class Conversation(Generic[E]):
     """With one running command: `Exec` and `PtyAttachment` are the two kinds.
 
-    One task should keep calling `receive`: it also carries the acknowledgements that `send_stdin` waits for.
+    One task should keep calling `receive`: it also carries the acknowledgements that `send_stdin` waits for. On
+    blocking sockets `send_stdin` receives by itself while it must wait, and keeps what comes for the next `receive`.
     """
 
-    def __init__(self, websocket: WebSocket, read: Callable[[str, dict[str, Any]], E | None]) -> None:
+    def __init__(
+        self, websocket: "WebSocket", network: Network, read: Callable[[str, dict[str, Any]], E | None]
+    ) -> None:
         """`read` makes events of the daemon's messages, but for output and stdin."""
         self._websocket = websocket
+        self._network = network
         self._read = read
         self._window = StdinWindow()
-        self._room_made = trio.lowlevel.ParkingLot()
+        self._room_made = network.parking_lot()
+        self._receiving = network.lock()
+        self._received: deque[E | Output | StdinClosed] = deque()
         self._stdin_open = True
         self._ended = False
 
@@ -118,25 +133,36 @@ class Conversation(Generic[E]):
     async def __anext__(self) -> E | Output | StdinClosed:
         try:
             return await self.receive()
-        except trio.EndOfChannel:
+        except StreamEnded:
             raise StopAsyncIteration from None
 
     async def receive(self) -> E | Output | StdinClosed:
-        """The next event; `Exited` is the last. Raises: ApiError, ConnectionLost; EndOfChannel after the last."""
-        if self._ended:
-            raise trio.EndOfChannel
+        """The next event; `Exited` is the last. Raises: ApiError, ConnectionLost; StreamEnded after the last."""
         try:
-            while (event := self._interpret(await self._websocket.receive())) is None:
-                pass
+            async with self._receiving:
+                while not self._received:
+                    await self._receive_message()
+                return self._received.popleft()
+        finally:
+            if not self._network.concurrent:
+                self._room_made.unpark_all()  # a thread that sends has to receive by itself now
+
+    async def _receive_message(self) -> None:
+        """Take one message of the daemon's, which may be an event. The caller holds `_receiving`."""
+        if self._ended:
+            raise StreamEnded("there is nothing more to receive: the command has ended")
+        try:
+            event = self._interpret(await self._websocket.receive())
         except WebSocketClosed as closed:
             self._end()
             raise _failure(closed) from closed
         except ClientError:
             self._end()
             raise
+        if event is not None:
+            self._received.append(event)
         if isinstance(event, Exited):
             self._end()
-        return event
 
     def _interpret(self, message: str | bytes | bytearray) -> E | Output | StdinClosed | None:
         if not isinstance(message, str):
@@ -150,7 +176,7 @@ class Conversation(Generic[E]):
     def _interpret_json(self, kind: str, fields: dict[str, Any]) -> E | StdinClosed | None:
         match kind:
             case "stdin_ack":
-                self._window.note_taken(fields["total"])
+                self._window.record_taken(fields["total"])
                 self._room_made.unpark_all()
             case "stdin_closed":
                 self._close_window()
@@ -160,26 +186,35 @@ class Conversation(Generic[E]):
         return self._read(kind, fields)
 
     async def send_stdin(self, data: bytes) -> None:
-        """Wait until the command has taken enough, then send. Raises: BrokenResourceError once it no longer reads.
+        """Wait until the command has taken enough, then send. Raises: InputClosed once it no longer reads.
 
         Cancelled: any part of `data` may have been sent.
         """
         rest = memoryview(data)
         while rest:
-            while self._stdin_open and self._window.room <= 0:
-                await self._room_made.park()
+            await self._wait_for_room()
             size = min(len(rest), self._window.room, STDIN_MESSAGE)
             await self._send_stdin_message(bytes(rest[:size]))
             rest = rest[size:]
 
+    async def _wait_for_room(self) -> None:
+        ticket = self._room_made.ticket()
+        while self._stdin_open and self._window.room <= 0:
+            if self._network.concurrent or self._receiving.locked():
+                await self._room_made.park(ticket)
+            else:
+                async with self._receiving:
+                    await self._receive_message()
+            ticket = self._room_made.ticket()
+
     async def _send_stdin_message(self, data: bytes) -> None:
         if not self._stdin_open:
-            raise trio.BrokenResourceError("the command no longer reads its stdin")
-        self._window.note_sent(len(data))
+            raise InputClosed("cannot write to the command: it no longer reads its stdin")
+        self._window.record_sent(len(data))
         try:
             await self._websocket.send(data)
         except WebSocketClosed as error:
-            raise trio.BrokenResourceError("the connection to the daemon is closed") from error
+            raise InputClosed("cannot write to the command: the connection to the daemon is closed") from error
 
     async def close_stdin(self) -> None:
         """The command sees the end of its stdin once it has read what was sent."""
@@ -202,7 +237,7 @@ class Conversation(Generic[E]):
     async def keep_alive(self) -> None:
         """Run this in a task of its own where `receive` may not be called for half a minute (a paused pager)."""
         while not self._ended:
-            await trio.sleep(HEARTBEAT_INTERVAL)
+            await self._network.sleep(HEARTBEAT_INTERVAL)
             try:
                 await self._websocket.send_heartbeat()
             except WebSocketClosed:
@@ -228,8 +263,8 @@ class Conversation(Generic[E]):
 class Exec(Conversation[ExecEvent]):
     """Leaving its context ends the connection, and with it the command if it still runs."""
 
-    def __init__(self, websocket: WebSocket) -> None:
-        super().__init__(websocket, read_event)
+    def __init__(self, websocket: "WebSocket", network: Network) -> None:
+        super().__init__(websocket, network, read_event)
 
 
 def read_event(kind: str, fields: Mapping[str, Any]) -> ExecEvent | None:

@@ -6,14 +6,14 @@ which Python says names that are not UTF-8 (os.fsdecode).
 
 import json
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from sandboxd.client.calls import Caller, body_headers, given, json_of, sandbox_path, target_of
+from sandboxd.client.calls import Caller, SandboxRef, body_headers, drop_none, json_of, sandbox_path, target_of
 from sandboxd.client.http import Answer
 from sandboxd.client.models import FileInfo, Unpacked, UploadState
-from sandboxd.client.streams import OneChunk, Pages
+from sandboxd.client.streams import Content, Pages, chunks_of
 
 Path = str | bytes
 ArchiveFormat = Literal["tar", "tar.gz", "zip"]
@@ -27,9 +27,9 @@ class FileMethods(Caller):
 
     async def upload(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         path: Path,
-        data: bytes | AsyncIterable[bytes],
+        data: Content,
         *,
         size: int | None = None,
         mode: int | None = None,
@@ -48,7 +48,7 @@ class FileMethods(Caller):
 
     @asynccontextmanager
     async def download(
-        self, sandbox: str, path: Path, *, user: str | None = None, offset: int = 0, length: int | None = None
+        self, sandbox: SandboxRef, path: Path, *, user: str | None = None, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[Answer]:
         """A file's content, or a part of it: `answer.size`, then iterate over `answer`, or `await answer.read()`."""
         target = target_of(sandbox_path(sandbox, "files"), _query(path, user=user))
@@ -59,9 +59,9 @@ class FileMethods(Caller):
 
     async def upload_part(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         path: Path,
-        data: bytes | AsyncIterable[bytes],
+        data: Content,
         *,
         offset: int,
         complete: bool = False,
@@ -78,25 +78,25 @@ class FileMethods(Caller):
         answer = await self._send("PATCH", sandbox_path(sandbox, "files/upload"), query, data, size)
         return UploadState.read(answer)
 
-    async def upload_state(self, sandbox: str, path: Path, *, user: str | None = None) -> UploadState:
+    async def upload_state(self, sandbox: SandboxRef, path: Path, *, user: str | None = None) -> UploadState:
         """How much of an upload in pieces has come."""
         query = _query(path, user=user)
         return UploadState.read(await self._call("GET", sandbox_path(sandbox, "files/upload"), query=query))
 
-    async def drop_upload(self, sandbox: str, path: Path, *, user: str | None = None) -> None:
+    async def drop_upload(self, sandbox: SandboxRef, path: Path, *, user: str | None = None) -> None:
         """Give an upload in pieces up."""
         await self._call("DELETE", sandbox_path(sandbox, "files/upload"), query=_query(path, user=user))
 
-    async def read_text(self, sandbox: str, path: Path, *, user: str | None = None) -> str:
+    async def read_text(self, sandbox: SandboxRef, path: Path, *, user: str | None = None) -> str:
         """A text of at most 32 MiB. Raises: ApiError of kind "not_utf8" for what is none."""
         return str((await self._fs(sandbox, "read", path, user=user))["content"])
 
-    async def read_bytes(self, sandbox: str, path: Path, *, user: str | None = None) -> bytes:
+    async def read_bytes(self, sandbox: SandboxRef, path: Path, *, user: str | None = None) -> bytes:
         """A file of any size, in memory."""
         async with self.download(sandbox, path, user=user) as answer:
             return await answer.read()
 
-    async def append(self, sandbox: str, path: Path, data: bytes, *, user: str | None = None) -> None:
+    async def append(self, sandbox: SandboxRef, path: Path, data: bytes, *, user: str | None = None) -> None:
         """Add to a file, made if it is missing; at most 32 MiB."""
         content = b64encode(data).decode()
         await self._fs(sandbox, "write_bytes", path, content_b64=content, append=True, user=user)
@@ -105,9 +105,9 @@ class FileMethods(Caller):
 
     async def upload_archive(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         path: Path,
-        archive: bytes | AsyncIterable[bytes],
+        archive: Content,
         *,
         format: ArchiveFormat = "tar",  # noqa: A002 - what the API calls it
         size: int | None = None,
@@ -125,7 +125,7 @@ class FileMethods(Caller):
     @asynccontextmanager
     async def download_archive(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         path: Path,
         *,
         format: ArchiveFormat = "tar",  # noqa: A002
@@ -139,7 +139,13 @@ class FileMethods(Caller):
     # Looking
 
     def list_files(
-        self, sandbox: str, path: Path = ".", *, depth: int = 1, user: str | None = None, page: int | None = None
+        self,
+        sandbox: SandboxRef,
+        path: Path = ".",
+        *,
+        depth: int = 1,
+        user: str | None = None,
+        page: int | None = None,
     ) -> AsyncIterator[FileInfo]:
         """What is in a directory, `depth` levels deep, in the order of the names' bytes; asked for in pages."""
 
@@ -149,49 +155,59 @@ class FileMethods(Caller):
 
         return Pages(fetch)
 
-    async def stat(self, sandbox: str, path: Path, *, follow: bool = True, user: str | None = None) -> FileInfo:
+    async def stat(
+        self, sandbox: SandboxRef, path: Path, *, follow: bool = True, user: str | None = None
+    ) -> FileInfo:
         return FileInfo.read(await self._fs(sandbox, "stat", path, follow=follow, user=user))
 
-    async def exists(self, sandbox: str, path: Path, *, follow: bool = True, user: str | None = None) -> bool:
+    async def exists(self, sandbox: SandboxRef, path: Path, *, follow: bool = True, user: str | None = None) -> bool:
         return bool((await self._fs(sandbox, "exists", path, follow=follow, user=user))["exists"])
 
     # Changing
 
     async def mkdir(
-        self, sandbox: str, path: Path, *, mode: int | None = None, parents: bool = True, user: str | None = None
+        self,
+        sandbox: SandboxRef,
+        path: Path,
+        *,
+        mode: int | None = None,
+        parents: bool = True,
+        user: str | None = None,
     ) -> int:
         """How many directories were made; with `parents` one that exists is fine."""
         return await self._count(sandbox, "mkdir", path, mode=_octal(mode), parents=parents, user=user)
 
-    async def remove(self, sandbox: str, path: Path, *, recursive: bool = False, user: str | None = None) -> int:
+    async def remove(
+        self, sandbox: SandboxRef, path: Path, *, recursive: bool = False, user: str | None = None
+    ) -> int:
         """How many things went."""
         return await self._count(sandbox, "remove", path, recursive=recursive, user=user)
 
     async def move(
-        self, sandbox: str, path: Path, target: Path, *, overwrite: bool = True, user: str | None = None
+        self, sandbox: SandboxRef, path: Path, target: Path, *, overwrite: bool = True, user: str | None = None
     ) -> None:
         """`target` is the new name, not a directory to move into."""
         await self._fs(sandbox, "move", path, **_place(target, "target"), overwrite=overwrite, user=user)
 
     async def copy(
-        self, sandbox: str, path: Path, target: Path, *, overwrite: bool = True, user: str | None = None
+        self, sandbox: SandboxRef, path: Path, target: Path, *, overwrite: bool = True, user: str | None = None
     ) -> None:
         """Copy a file or a directory; `target` is the copy's name, not a directory to copy into."""
         await self._fs(sandbox, "copy", path, **_place(target, "target"), overwrite=overwrite, user=user)
 
-    async def symlink(self, sandbox: str, path: Path, target: Path, *, user: str | None = None) -> None:
+    async def symlink(self, sandbox: SandboxRef, path: Path, target: Path, *, user: str | None = None) -> None:
         """Make a link at `path` that says `target`."""
         await self._fs(sandbox, "symlink", path, **_place(target, "target"), user=user)
 
     async def chmod(
-        self, sandbox: str, path: Path, mode: int, *, recursive: bool = False, user: str | None = None
+        self, sandbox: SandboxRef, path: Path, mode: int, *, recursive: bool = False, user: str | None = None
     ) -> int:
         """How many were changed."""
         return await self._count(sandbox, "chmod", path, mode=_octal(mode), recursive=recursive, user=user)
 
     async def chown(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         path: Path,
         *,
         owner: str | None = None,
@@ -204,22 +220,22 @@ class FileMethods(Caller):
 
     # How
 
-    async def _fs(self, sandbox: str, operation: str, path: Path, **wish: Any) -> dict[str, Any]:
-        return await self._call("POST", sandbox_path(sandbox, f"fs/{operation}"), given(**_place(path), **wish))
+    async def _fs(self, sandbox: SandboxRef, operation: str, path: Path, **body: Any) -> dict[str, Any]:
+        return await self._call("POST", sandbox_path(sandbox, f"fs/{operation}"), drop_none(**_place(path), **body))
 
-    async def _count(self, sandbox: str, operation: str, path: Path, **wish: Any) -> int:
-        return int((await self._fs(sandbox, operation, path, **wish))["count"])
+    async def _count(self, sandbox: SandboxRef, operation: str, path: Path, **body: Any) -> int:
+        return int((await self._fs(sandbox, operation, path, **body))["count"])
 
     async def _send(
         self,
         method: str,
         path: str,
         query: dict[str, str],
-        data: bytes | AsyncIterable[bytes],
+        data: Content,
         size: int | None,
         format_: str = "",
     ) -> dict[str, Any]:
-        chunks = OneChunk(data) if isinstance(data, bytes) else data
+        chunks = chunks_of(data)
         length = len(data) if isinstance(data, bytes) else size
         headers = body_headers(_ARCHIVE_TYPES.get(format_, "application/octet-stream"), length)
         async with self._pool.exchange(method, target_of(path, query), chunks, headers) as answer:
@@ -235,8 +251,8 @@ def _place(path: Path, name: str = "path") -> dict[str, str]:
         return {f"{name}_b64": urlsafe_b64encode(data).decode()}
 
 
-def _query(path: Path, **wish: Any) -> dict[str, str]:
-    values = given(**wish)
+def _query(path: Path, **body: Any) -> dict[str, str]:
+    values = drop_none(**body)
     return {
         **_place(path),
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()},

@@ -1,19 +1,18 @@
-"""HTTP/1.1 for the client: h11 over a trio stream, and a pool of kept-alive connections.
+"""HTTP/1.1 for the client: h11 over a stream, and a pool of kept-alive connections.
 
 Small on purpose: a general HTTP library costs the client twice the time per request and much of its start-up.
 """
 
-import select
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
 import h11
-import trio
 
-from sandboxd.client.address import Address, Stream
+from sandboxd.client.address import Address
 from sandboxd.client.errors import ConnectionLost, api_error
+from sandboxd.client.network import Disconnected, Network, Stream
 
 READ_BYTES = 256 * 1024
 MAX_IDLE = 16
@@ -45,8 +44,9 @@ class Answer:
 class HttpConnection:
     """One connection, one request at a time. Owns: the stream."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, network: Network) -> None:
         self._stream = stream
+        self._network = network
         self._h11 = h11.Connection(h11.CLIENT)
 
     async def send(self, request: h11.Request, body: Body) -> h11.Response:
@@ -58,7 +58,7 @@ class HttpConnection:
             head += self._h11.send(h11.Data(body)) or b""
         try:
             await self._stream.send_all(head + (self._h11.send(h11.EndOfMessage()) or b""))
-        except trio.BrokenResourceError as error:
+        except Disconnected as error:
             raise ConnectionLost("cannot send the request: the daemon closed the connection") from error
         return await self._receive_head()
 
@@ -67,18 +67,20 @@ class HttpConnection:
         responses: list[h11.Response] = []
 
         async def send() -> None:
-            with suppress(trio.BrokenResourceError):  # the response, if there is one, says why
+            with suppress(Disconnected):  # the response, if there is one, says why
                 await self._send_chunks(head, chunks)
 
         async def receive() -> None:
             responses.append(await self._receive_head())
 
-        await _first_failure(send, until=receive)
+        await self._network.run_until(send, until=receive)
         return responses[0]
 
     async def _send_chunks(self, head: bytes, chunks: AsyncIterable[bytes]) -> None:
         await self._stream.send_all(head)
         async for chunk in chunks:
+            if not self._network.concurrent and self._stream.has_input():
+                return  # an answer already: a refusal, and nobody else is there to receive it
             if data := self._h11.send(h11.Data(chunk)):
                 await self._stream.send_all(data)
         if data := self._h11.send(h11.EndOfMessage()):
@@ -107,7 +109,7 @@ class HttpConnection:
         try:
             while (event := self._h11.next_event()) is h11.NEED_DATA:
                 self._h11.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
-        except trio.BrokenResourceError as error:
+        except Disconnected as error:
             raise ConnectionLost("cannot read the daemon's answer: the connection broke") from error
         except h11.RemoteProtocolError as error:
             raise ConnectionLost(f"cannot read the daemon's answer: {error}") from error
@@ -124,26 +126,25 @@ class HttpConnection:
 
     def is_stale(self) -> bool:
         """Whether the daemon has closed an idle connection (it never speaks first)."""
-        poll = select.poll()
-        poll.register(_socket_of(self._stream).fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return self._stream.has_input()
 
     def close(self) -> None:
-        _socket_of(self._stream).close()
+        """Close the connection at once."""
+        self._stream.close()
 
 
 class HttpPool:
     """Kept-alive connections to one address. Owns: the idle ones; `close` drops them."""
 
-    def __init__(self, address: Address, headers: Headers) -> None:
+    def __init__(self, address: Address, headers: Headers, network: Network) -> None:
         self._address = address
+        self._network = network
         self._headers = [("Host", address.authority), *headers]
         self._idle: list[HttpConnection] = []
 
     def close(self) -> None:
-        for connection in self._idle:
-            connection.close()
-        self._idle.clear()
+        while self._idle:
+            self._idle.pop().close()
 
     @asynccontextmanager
     async def exchange(
@@ -168,12 +169,17 @@ class HttpPool:
             self._release(connection)
 
     async def _connect(self) -> HttpConnection:
-        while self._idle:
-            connection = self._idle.pop()
+        while (connection := self._take_idle()) is not None:
             if not connection.is_stale():
                 return connection
             connection.close()
-        return HttpConnection(await self._address.connect())
+        return HttpConnection(await self._address.connect(self._network), self._network)
+
+    def _take_idle(self) -> HttpConnection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # none left; other threads take them too
+            return None
 
     def _release(self, connection: HttpConnection) -> None:
         if len(self._idle) < MAX_IDLE and connection.finish():
@@ -191,27 +197,3 @@ def _json_headers(body: Body) -> Headers:
 
 def _length(response: h11.Response) -> int | None:
     return next((int(value) for name, value in response.headers if name == b"content-length"), None)
-
-
-def _socket_of(stream: Stream) -> trio.socket.SocketType:
-    plain = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    return plain.socket
-
-
-async def _first_failure(work: Callable[[], Awaitable[None]], *, until: Callable[[], Awaitable[None]]) -> None:
-    """Run both; once `until` is done `work` is cancelled. The first exception ends both, and comes out bare."""
-    failures: list[Exception] = []
-
-    async def guard(function: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await function()
-        except Exception as error:
-            failures.append(error)
-            nursery.cancel_scope.cancel("the other half of the exchange failed")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(guard, work)
-        await guard(until)
-        nursery.cancel_scope.cancel("answered")
-    if failures:
-        raise failures[0]

@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
-import trio
-
-from sandboxd.client.calls import Caller, given, sandbox_path
-from sandboxd.client.errors import ConnectionLost, error_from
+from sandboxd.client.calls import Caller, SandboxRef, drop_none, sandbox_path
+from sandboxd.client.errors import ConnectionLost, WebSocketClosed, error_from
 from sandboxd.client.execution import HEARTBEAT_INTERVAL
 from sandboxd.client.models import ExposedPort, ListeningPort
 from sandboxd.client.streams import read_object
-from sandboxd.client.websocket import WebSocket, WebSocketClosed
+
+if TYPE_CHECKING:
+    from sandboxd.client.websocket import WebSocket
 
 _EOF = json.dumps({"type": "eof"})
 
@@ -23,7 +23,7 @@ class PortStream:
     Raises (every method): ConnectionLost when the program has reset the connection, or the daemon has gone.
     """
 
-    def __init__(self, websocket: WebSocket) -> None:
+    def __init__(self, websocket: "WebSocket") -> None:
         self._websocket = websocket
         self._ended = False
 
@@ -49,14 +49,10 @@ class PortStream:
         self._ended = isinstance(message, str)
         return b"" if isinstance(message, str) else bytes(message)
 
-    async def keep_alive(self) -> None:
-        """Say now and then that we are here, however long nobody receives."""
-        while True:
-            await trio.sleep(HEARTBEAT_INTERVAL)
-            try:
-                await self._websocket.send_heartbeat()
-            except WebSocketClosed:
-                return  # whoever receives will be told
+    async def send_heartbeat(self) -> None:
+        """Say that we are here, though nobody receives."""
+        with suppress(WebSocketClosed):  # whoever receives will be told
+            await self._websocket.send_heartbeat()
 
 
 def _lost(error: WebSocketClosed) -> ConnectionLost:
@@ -64,34 +60,34 @@ def _lost(error: WebSocketClosed) -> ConnectionLost:
 
 
 class PortMethods(Caller):
-    async def expose(self, sandbox: str, port: int, *, token: bool = False, ttl_ms: int | None = None) -> ExposedPort:
+    async def expose(
+        self, sandbox: SandboxRef, port: int, *, token: bool = False, ttl_ms: int | None = None
+    ) -> ExposedPort:
         """Give a port a URL; one that opens only with its token, if asked for. The token is in this answer only."""
-        body = {"port": port, "token": token, **given(ttl_ms=ttl_ms)}
+        body = {"port": port, "token": token, **drop_none(ttl_ms=ttl_ms)}
         return ExposedPort.read(await self._call("POST", sandbox_path(sandbox, "expose"), body))
 
-    async def conceal(self, sandbox: str, port: int) -> None:
+    async def conceal(self, sandbox: SandboxRef, port: int) -> None:
         """Take its URL away."""
         await self._call("DELETE", sandbox_path(sandbox, f"expose/{port}"))
 
-    async def ports(self, sandbox: str) -> tuple[list[ListeningPort], list[ExposedPort]]:
+    async def ports(self, sandbox: SandboxRef) -> tuple[list[ListeningPort], list[ExposedPort]]:
         """What listens inside, and what is exposed."""
         answer = await self._call("GET", sandbox_path(sandbox, "ports"))
         listening = [ListeningPort.read(raw) for raw in answer["ports"]]
         return listening, [ExposedPort.read(raw) for raw in answer["exposed"]]
 
     @asynccontextmanager
-    async def connect_port(self, sandbox: str, port: int) -> AsyncIterator[PortStream]:
+    async def connect_port(self, sandbox: SandboxRef, port: int) -> AsyncIterator[PortStream]:
         """A byte stream to a port, whatever it speaks. Leaving the context closes the connection."""
         async with self._websocket(sandbox_path(sandbox, f"tcp/{port}")) as websocket:
             await _expect_connection(websocket)
-            async with trio.open_nursery() as nursery:
-                stream = PortStream(websocket)
-                nursery.start_soon(stream.keep_alive)
+            stream = PortStream(websocket)
+            async with self._network.every(HEARTBEAT_INTERVAL, stream.send_heartbeat):
                 yield stream
-                nursery.cancel_scope.cancel("the connection is closed")
 
 
-async def _expect_connection(websocket: WebSocket) -> None:
+async def _expect_connection(websocket: "WebSocket") -> None:
     try:
         message = await websocket.receive()
     except WebSocketClosed as error:

@@ -4,13 +4,16 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from sandboxd.client.calls import Caller, Command, command_wish, given, sandbox_path
+from sandboxd.client.calls import Caller, Command, SandboxRef, command_fields, drop_none, sandbox_path
 from sandboxd.client.execution import Conversation, ExecEvent, Output, OutputLost, read_event
 from sandboxd.client.models import BackgroundCommand, PtyOutput
-from sandboxd.client.websocket import WebSocket
+from sandboxd.client.network import Network
+
+if TYPE_CHECKING:
+    from sandboxd.client.websocket import WebSocket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +52,13 @@ class PtyAttachment(Conversation[PtyEvent]):
     `send_stdin`, `resize`, `signal` and `kill` are for the writer.
     """
 
-    def __init__(self, websocket: WebSocket) -> None:
-        super().__init__(websocket, _read_event)
+    def __init__(self, websocket: "WebSocket", network: Network) -> None:
+        super().__init__(websocket, network, _read_event)
         self.offset = 0
         """of the byte after the last one received"""
 
     async def receive(self) -> PtyEvent:
+        """The next event; `Exited` is the last. Raises: ApiError, ConnectionLost; StreamEnded after the last."""
         event = await super().receive()
         if isinstance(event, Attached):
             self.offset = event.offset
@@ -89,7 +93,7 @@ class PtyMethods(Caller):
 
     async def start_pty(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         command: Command | None = None,
         *,
         cols: int = 80,
@@ -100,37 +104,37 @@ class PtyMethods(Caller):
         timeout_ms: int | None = None,
     ) -> BackgroundCommand:
         """By default with a login shell."""
-        wish = given(cols=cols, rows=rows, cwd=cwd, env=env, user=user, timeout_ms=timeout_ms)
-        body = {**({} if command is None else command_wish(command)), **wish}
+        options = drop_none(cols=cols, rows=rows, cwd=cwd, env=env, user=user, timeout_ms=timeout_ms)
+        body = {**({} if command is None else command_fields(command)), **options}
         return BackgroundCommand.read(await self._call("POST", sandbox_path(sandbox, "pty"), body))
 
-    async def ptys(self, sandbox: str) -> list[BackgroundCommand]:
+    async def ptys(self, sandbox: SandboxRef) -> list[BackgroundCommand]:
         """Terminals, live and ended, oldest first."""
         answer = await self._call("GET", sandbox_path(sandbox, "pty"))
         return [BackgroundCommand.read(raw) for raw in answer["ptys"]]
 
-    async def pty(self, sandbox: str, pty: str) -> BackgroundCommand:
+    async def pty(self, sandbox: SandboxRef, pty: str) -> BackgroundCommand:
         return BackgroundCommand.read(await self._call("GET", _path(sandbox, pty)))
 
-    async def write_pty(self, sandbox: str, pty: str, data: bytes) -> int:
+    async def write_pty(self, sandbox: SandboxRef, pty: str, data: bytes) -> int:
         """Type into it. Returns how much the terminal took."""
         body = {"data_b64": b64encode(data).decode()}
         return int((await self._call("POST", _path(sandbox, pty, "input"), body))["taken_bytes"])
 
-    async def read_pty(self, sandbox: str, pty: str, *, wait_ms: int = 0) -> PtyOutput:
+    async def read_pty(self, sandbox: SandboxRef, pty: str, *, wait_ms: int = 0) -> PtyOutput:
         """What it has shown since anybody read it this way; `wait_ms`: if there is nothing, wait so long."""
         return PtyOutput.read(await self._call("POST", _path(sandbox, pty, "output"), {"wait_ms": wait_ms}))
 
-    async def resize_pty(self, sandbox: str, pty: str, *, cols: int, rows: int) -> None:
+    async def resize_pty(self, sandbox: SandboxRef, pty: str, *, cols: int, rows: int) -> None:
         await self._call("POST", _path(sandbox, pty, "resize"), {"cols": cols, "rows": rows})
 
-    async def kill_pty(self, sandbox: str, pty: str) -> BackgroundCommand:
+    async def kill_pty(self, sandbox: SandboxRef, pty: str) -> BackgroundCommand:
         return BackgroundCommand.read(await self._call("POST", _path(sandbox, pty, "kill")))
 
     @asynccontextmanager
     async def attach_pty(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         pty: str,
         *,
         write: Literal["if_free", "take", "never"] = "if_free",
@@ -139,14 +143,14 @@ class PtyMethods(Caller):
         size: tuple[int, int] | None = None,
     ) -> AsyncIterator[PtyAttachment]:
         """Sit down at a terminal, beside others. `size`: give it these (cols, rows), as its writer."""
-        wish = given(write=write, offset=offset, tail=tail)
+        request = drop_none(write=write, offset=offset, tail=tail)
         if size is not None:
-            wish["size"] = {"cols": size[0], "rows": size[1]}
+            request["size"] = {"cols": size[0], "rows": size[1]}
         async with self._websocket(_path(sandbox, pty, "ws")) as websocket:
-            attachment = PtyAttachment(websocket)
-            await attachment.begin(type="attach", **wish)
+            attachment = PtyAttachment(websocket, self._network)
+            await attachment.begin(type="attach", **request)
             yield attachment
 
 
-def _path(sandbox: str, pty: str, operation: str = "") -> str:
+def _path(sandbox: SandboxRef, pty: str, operation: str = "") -> str:
     return sandbox_path(sandbox, f"pty/{quote(pty, safe='')}{'/' if operation else ''}{operation}")

@@ -1,15 +1,24 @@
 """The client's methods for snapshots, clones, restores, and what is on the daemon's disk."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import quote
 
-from sandboxd.client.calls import Caller, body_headers, given, json_of, sandbox_path, target_of
+from sandboxd.client.calls import (
+    Caller,
+    SandboxRef,
+    body_headers,
+    drop_none,
+    json_of,
+    sandbox_id,
+    sandbox_path,
+    target_of,
+)
 from sandboxd.client.http import Answer
 from sandboxd.client.models import TIME, TUPLE, Json, Model, Sandbox
-from sandboxd.client.streams import Pages
+from sandboxd.client.streams import Content, Pages, chunks_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +70,21 @@ class SnapshotMethods(Caller):
 
     async def take_snapshot(
         self,
-        sandbox: str,
+        sandbox: SandboxRef,
         *,
         name: str | None = None,
         description: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Snapshot:
         """Keep what the sandbox has on its disk now."""
-        wish = given(name=name, description=description, metadata=metadata)
-        return Snapshot.read(await self._call("POST", sandbox_path(sandbox, "snapshot"), wish))
+        body = drop_none(name=name, description=description, metadata=metadata)
+        return Snapshot.read(await self._call("POST", sandbox_path(sandbox, "snapshot"), body))
 
-    def snapshots(self, *, sandbox: str | None = None, page: int = 100) -> AsyncIterator[Snapshot]:
+    def snapshots(self, *, sandbox: SandboxRef | None = None, page: int = 100) -> AsyncIterator[Snapshot]:
         """All of them, or those taken of a sandbox (its id), oldest first, asked for in pages."""
 
         async def fetch(cursor: str | None) -> tuple[list[Snapshot], str | None]:
-            query = given(limit=page, cursor=cursor, sandbox=sandbox)
+            query = drop_none(limit=page, cursor=cursor, sandbox=None if sandbox is None else sandbox_id(sandbox))
             answer = await self._call("GET", "/v1/snapshots", query=query)
             return [Snapshot.read(raw) for raw in answer["snapshots"]], answer.get("next_cursor")
 
@@ -90,18 +99,18 @@ class SnapshotMethods(Caller):
         await self._call("DELETE", _path(snapshot))
 
     async def clone(
-        self, sandbox: str, *, count: int = 1, name: str | None = None, timeout_ms: int | None = None
+        self, sandbox: SandboxRef, *, count: int = 1, name: str | None = None, timeout_ms: int | None = None
     ) -> Clones:
         """Sandboxes that begin with the files this one has now."""
-        wish = given(count=count, name=name, timeout_ms=timeout_ms)
-        answer = await self._call("POST", sandbox_path(sandbox, "clone"), wish)
+        body = drop_none(count=count, name=name, timeout_ms=timeout_ms)
+        answer = await self._call("POST", sandbox_path(sandbox, "clone"), body)
         return Clones(
             sandboxes=tuple(Sandbox.read(raw) for raw in answer["sandboxes"]),
             errors=tuple(each["error"] for each in answer["errors"]),
             cost=answer.get("cost", {}),
         )
 
-    async def restore(self, sandbox: str, snapshot: str) -> Sandbox:
+    async def restore(self, sandbox: SandboxRef, snapshot: str) -> Sandbox:
         """Put its files back to the snapshot; it runs afterwards if it ran."""
         return Sandbox.read(await self._call("POST", sandbox_path(sandbox, "restore"), {"snapshot": snapshot}))
 
@@ -112,11 +121,13 @@ class SnapshotMethods(Caller):
             yield answer
 
     async def import_snapshot(
-        self, archive: AsyncIterable[bytes], *, name: str | None = None, size: int | None = None
+        self, archive: Content, *, name: str | None = None, size: int | None = None
     ) -> Snapshot:
         """A snapshot of what export_snapshot() gave, here or elsewhere; the image it stands on has to be here."""
-        target = target_of("/v1/snapshots/import", given(name=name))
-        async with self._pool.exchange("POST", target, archive, body_headers("application/x-tar", size)) as answer:
+        target = target_of("/v1/snapshots/import", drop_none(name=name))
+        async with self._pool.exchange(
+            "POST", target, chunks_of(archive), body_headers("application/x-tar", size)
+        ) as answer:
             return Snapshot.read(await json_of(answer))
 
     async def storage(self) -> Storage:

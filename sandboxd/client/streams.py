@@ -5,7 +5,7 @@ No async generators: one that its consumer leaves early must be closed by somebo
 
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Generic, Self, TypeVar
 
 from sandboxd.client.errors import ConnectionLost, error_from
@@ -71,17 +71,25 @@ class Pages(Generic[T]):
         return self._waiting.popleft()
 
 
-class OneChunk(AsyncIterator[bytes]):
-    """Bytes as a stream."""
+Content = bytes | Iterable[bytes] | AsyncIterable[bytes]
+"""What is sent: bytes, or pieces of any size and number, e.g. a file opened in binary mode."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+
+class Chunks(AsyncIterator[bytes]):
+    """Content as an asynchronous iterator."""
+
+    def __init__(self, content: bytes | Iterable[bytes]) -> None:
+        self._pieces = iter([content] if isinstance(content, bytes) else content)
 
     async def __anext__(self) -> bytes:
-        data, self._data = self._data, b""
-        if not data:
-            raise StopAsyncIteration
-        return data
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
+
+
+def chunks_of(content: Content) -> AsyncIterable[bytes]:
+    """Content as what HTTP sends."""
+    return content if isinstance(content, AsyncIterable) else Chunks(content)
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The client's end of a websocket: wsproto over a trio stream, without a task of its own.
+"""The client's end of a websocket: wsproto over a stream, without a task of its own.
 
 Whoever calls `receive` drives the connection: it answers pings and notices the end. Sends may come from other tasks.
 """
@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-import trio
 import wsproto
 from wsproto.connection import ConnectionState
 from wsproto.events import (
@@ -24,8 +23,8 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from sandboxd.client.address import Stream
-from sandboxd.client.errors import ApiError, ConnectionLost, api_error
+from sandboxd.client.errors import ApiError, ConnectionLost, WebSocketClosed, api_error
+from sandboxd.client.network import Disconnected, Network, Stream
 
 READ_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -36,22 +35,14 @@ MESSAGE_TOO_BIG = 1009
 CLOSE_PATIENCE = 1.0
 
 
-class WebSocketClosed(Exception):
-    """The conversation is over; `code` as in RFC 6455 §7.4, 1006 when the connection broke without a word."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"closed with code {code} {reason}".rstrip())
-        self.code = code
-        self.reason = reason
-
-
 class WebSocket:
     """Owns: the stream, from the moment it is made."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, network: Network) -> None:
         self._stream = stream
+        self._network = network
         self._protocol = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-        self._sending = trio.StrictFIFOLock()
+        self._sending = network.lock()
         self._events: deque[Event] = deque()
         self._parts: list[str | bytes | bytearray] = []
         self._size = 0
@@ -108,13 +99,15 @@ class WebSocket:
     async def aclose(self) -> None:
         """Say goodbye if there is still somebody to say it to, and close. Cancelled: closes at once."""
         try:
-            if self._protocol.state is ConnectionState.OPEN:
-                with trio.move_on_after(CLOSE_PATIENCE):
-                    await self._send(CloseConnection(code=1000))
+            if self._protocol.state is ConnectionState.OPEN and self._stream.has_room():
+                await self._network.at_most(CLOSE_PATIENCE, self._say_goodbye)
         except WebSocketClosed:
             pass
         finally:
-            await trio.aclose_forcefully(self._stream)
+            self._stream.close()
+
+    async def _say_goodbye(self) -> None:
+        await self._send(CloseConnection(code=1000))
 
     def _take_message(self) -> str | bytes | bytearray:
         parts, self._parts, self._size = self._parts, [], 0
@@ -141,7 +134,7 @@ class WebSocket:
                 raise WebSocketClosed(ABNORMAL_CLOSURE, "the daemon closed the connection")
             self._protocol.receive_data(data)
             self._events.extend(self._protocol.events())
-        except trio.BrokenResourceError as error:
+        except Disconnected as error:
             raise WebSocketClosed(ABNORMAL_CLOSURE, "the connection broke") from error
         except (LocalProtocolError, RemoteProtocolError) as error:
             raise WebSocketClosed(ABNORMAL_CLOSURE, f"the daemon said something else: {error}") from error
@@ -150,7 +143,7 @@ class WebSocket:
         async with self._sending:
             try:
                 await self._stream.send_all(self._protocol.send(event))
-            except trio.BrokenResourceError as error:
+            except Disconnected as error:
                 raise WebSocketClosed(ABNORMAL_CLOSURE, "the connection broke") from error
             except LocalProtocolError:
                 # Not chained: its text is the whole message that could not be sent.

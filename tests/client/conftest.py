@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from sandboxd.client import Client
+from sandboxd.client import AsyncClient
 from tests.support.daemon import Daemon
 
 
 @pytest.fixture
-async def client(root_daemon: Daemon) -> AsyncIterator[Client]:
-    async with Client(f"unix:{root_daemon.socket}") as client:
+async def client(root_daemon: Daemon) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(f"unix:{root_daemon.socket}") as client:
         yield client
 
 

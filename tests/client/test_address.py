@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.client import Address, Client, ClientError, DaemonUnreachable, default_address
+from sandboxd.client import Address, AsyncClient, Client, ClientError, DaemonUnreachable, default_address
 from sandboxd.paths import default_runtime_dir
 
 
@@ -42,7 +42,7 @@ def test_the_environment_says_where_by_default(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def refusal(url: str) -> str:
-    async with Client(url) as client:
+    async with AsyncClient(url) as client:
         with pytest.raises(DaemonUnreachable) as caught:
             await client.health()
     return str(caught.value)

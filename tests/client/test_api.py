@@ -9,18 +9,18 @@ import pytest
 
 from sandboxd import __version__
 from sandboxd import client as package
-from sandboxd.client import ApiError, Client, ClientError, ConnectionLost, Exited, Output, Sandbox, Started
+from sandboxd.client import ApiError, AsyncClient, ClientError, ConnectionLost, Exited, Output, Sandbox, Started
 from tests.support.daemon import Daemon
 
 
-async def test_the_daemon(client: Client) -> None:
+async def test_the_daemon(client: AsyncClient) -> None:
     assert (await client.health()).status == "ok"
     able = await client.capabilities()
     assert (able.version, able.default_image) == (__version__, "base")
     assert set(able.limits) == {"memory", "swap", "pids", "cpu", "io", "disk"}
 
 
-async def test_the_life_of_a_sandbox(client: Client) -> None:
+async def test_the_life_of_a_sandbox(client: AsyncClient) -> None:
     made = await client.create(name="box", env={"A": "1"}, metadata={"k": "v"}, hostname="inside", timeout_ms=60_000)
     try:
         assert made.created_at is not None
@@ -38,12 +38,12 @@ async def test_the_life_of_a_sandbox(client: Client) -> None:
     assert (caught.value.status, caught.value.kind) == (404, "not_found")
 
 
-async def test_a_place_for_cp_is_no_sandbox(client: Client) -> None:
+async def test_a_place_for_cp_is_no_sandbox(client: AsyncClient) -> None:
     with pytest.raises(ClientError, match="has a slash in it"):
         await client.get("box:/tmp")
 
 
-async def test_listing_goes_through_all_pages(client: Client, root_daemon: Daemon) -> None:
+async def test_listing_goes_through_all_pages(client: AsyncClient, root_daemon: Daemon) -> None:
     made = [root_daemon.create() for _ in range(5)]
     try:
         assert [item.id async for item in client.sandboxes(page=2)] == made
@@ -51,7 +51,7 @@ async def test_listing_goes_through_all_pages(client: Client, root_daemon: Daemo
         root_daemon.delete_all()
 
 
-async def test_a_command_to_its_end(client: Client, sandbox: str) -> None:
+async def test_a_command_to_its_end(client: AsyncClient, sandbox: str) -> None:
     result = await client.shell(sandbox, "cat; echo $A >&2; pwd; exit 3", stdin=b"\xff\0", env={"A": "1"}, cwd="/")
     assert (result.stdout, result.stderr, result.exit_code) == (b"\xff\0/\n", b"1\n", 3)
     assert (await client.shell(sandbox, ["printf", "%s", "a b"])).stdout == b"a b"
@@ -59,7 +59,7 @@ async def test_a_command_to_its_end(client: Client, sandbox: str) -> None:
     assert (await client.shell(sandbox, ["printf", "12345"], max_output_bytes=2)).truncated
 
 
-async def test_a_command_as_a_stream(client: Client, sandbox: str) -> None:
+async def test_a_command_as_a_stream(client: AsyncClient, sandbox: str) -> None:
     async with client.shell_stream(sandbox, "cat; exit 3", stdin=b"\xff\0") as events:
         seen = [event async for event in events]
     assert isinstance(seen[0], Started)
@@ -68,13 +68,13 @@ async def test_a_command_as_a_stream(client: Client, sandbox: str) -> None:
     assert seen[-1].exit_code == 3
 
 
-async def test_a_stream_that_cannot_begin(client: Client, sandbox: str) -> None:
+async def test_a_stream_that_cannot_begin(client: AsyncClient, sandbox: str) -> None:
     with pytest.raises(ApiError, match="nonesuch"):
         async with client.shell_stream(sandbox, ["nonesuch"]) as events:
             assert [event async for event in events]
 
 
-async def test_files(client: Client, sandbox: str) -> None:
+async def test_files(client: AsyncClient, sandbox: str) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"one "
         yield b""
@@ -89,7 +89,7 @@ async def test_files(client: Client, sandbox: str) -> None:
     assert shown.stdout == b"600\n"
 
 
-async def test_events(client: Client, sandbox: str) -> None:
+async def test_events(client: AsyncClient, sandbox: str) -> None:
     past, following = await client.events(sandbox=sandbox)
     assert [event.kind for event in past] == ["created", "started"]
     assert following == past[-1].id
@@ -97,14 +97,14 @@ async def test_events(client: Client, sandbox: str) -> None:
         assert await anext(events) == past[1]
 
 
-async def test_images(client: Client) -> None:
+async def test_images(client: AsyncClient) -> None:
     assert "base" in [name for image in await client.images() for name in image.names]
     with pytest.raises(ApiError) as caught:
         await client.delete_image("none/such")
     assert caught.value.status == 404
 
 
-async def test_keys(client: Client) -> None:
+async def test_keys(client: AsyncClient) -> None:
     made = await client.create_key("ci", scopes=["read"])
     assert made.key
     assert [(key.id, key.scopes, key.key) for key in await client.keys()] == [(made.id, ("read",), None)]

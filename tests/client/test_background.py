@@ -5,8 +5,8 @@ import trio
 
 from sandboxd.client import (
     ApiError,
+    AsyncClient,
     Attached,
-    Client,
     Ended,
     Exited,
     LogEvent,
@@ -21,7 +21,7 @@ LIMIT = 30.0
 MIB = 1024 * 1024
 
 
-async def test_a_command_from_start_to_end(client: Client, sandbox: str) -> None:
+async def test_a_command_from_start_to_end(client: AsyncClient, sandbox: str) -> None:
     command = await client.start_command(sandbox, "read line; echo got $line; echo err >&2; exit 3", stdin=True)
     assert (command.status, command.ended, command.cmd[:4]) == ("running", False, "read")
     number = command.command_id
@@ -41,7 +41,7 @@ async def test_a_command_from_start_to_end(client: Client, sandbox: str) -> None
     assert (caught.value.status, caught.value.kind) == (409, "ended")
 
 
-async def test_its_log_is_followed_to_the_end(client: Client, sandbox: str) -> None:
+async def test_its_log_is_followed_to_the_end(client: AsyncClient, sandbox: str) -> None:
     command = await client.start_command(sandbox, ["sh", "-c", r"printf '\377\n'; read l; printf end"], stdin=True)
     found: list[LogEvent] = []
     with trio.fail_after(LIMIT):
@@ -57,7 +57,7 @@ async def test_its_log_is_followed_to_the_end(client: Client, sandbox: str) -> N
     ]
 
 
-async def test_a_log_that_was_pruned_begins_with_a_gap(client: Client, sandbox: str) -> None:
+async def test_a_log_that_was_pruned_begins_with_a_gap(client: AsyncClient, sandbox: str) -> None:
     command = await client.start_command(sandbox, f"head -c {20 * MIB} /dev/zero")
     await client.wait_command(sandbox, command.command_id)
     with trio.fail_after(LIMIT):
@@ -67,7 +67,7 @@ async def test_a_log_that_was_pruned_begins_with_a_gap(client: Client, sandbox: 
     assert (await client.command_logs(sandbox, command.command_id)).lost_bytes == first.size
 
 
-async def test_kill_and_signal(client: Client, sandbox: str) -> None:
+async def test_kill_and_signal(client: AsyncClient, sandbox: str) -> None:
     command = await client.start_command(sandbox, "sleep 600")
     assert (await client.kill_command(sandbox, command.command_id)).signal == "SIGKILL"
     other = await client.start_command(sandbox, "sleep 600")
@@ -75,7 +75,7 @@ async def test_kill_and_signal(client: Client, sandbox: str) -> None:
     assert (await client.wait_command(sandbox, other.command_id)).signal == "SIGTERM"
 
 
-async def test_a_terminal_read_and_typed_into(client: Client, sandbox: str) -> None:
+async def test_a_terminal_read_and_typed_into(client: AsyncClient, sandbox: str) -> None:
     pty = await client.start_pty(sandbox, ["sh", "-c", "stty -echo; stty size; read l; stty size; exit 4"], cols=70)
     number, seen = pty.command_id, b""
     while seen.count(b"\n") < 1:
@@ -98,7 +98,7 @@ async def output_until(terminal: PtyAttachment, wanted: bytes) -> bytes:
     return seen
 
 
-async def test_a_place_at_a_terminal(client: Client, sandbox: str) -> None:
+async def test_a_place_at_a_terminal(client: AsyncClient, sandbox: str) -> None:
     number = (await client.start_pty(sandbox, "bash --norc -i")).command_id
     with trio.fail_after(LIMIT):
         async with client.attach_pty(sandbox, number, size=(90, 20)) as terminal:
@@ -133,7 +133,7 @@ async def test_a_place_at_a_terminal(client: Client, sandbox: str) -> None:
             assert ended.exit_code == 6
 
 
-async def test_an_unknown_terminal_is_an_api_error(client: Client, sandbox: str) -> None:
+async def test_an_unknown_terminal_is_an_api_error(client: AsyncClient, sandbox: str) -> None:
     with trio.fail_after(LIMIT), pytest.raises(ApiError) as caught:
         async with client.attach_pty(sandbox, "p0") as terminal:
             await terminal.receive()

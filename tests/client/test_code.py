@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from sandboxd.client import ApiError, Client, CodeEnded, CodeError, CodeOutput, CodeResult
+from sandboxd.client import ApiError, AsyncClient, CodeEnded, CodeError, CodeOutput, CodeResult
 from tests.support.coding import IMAGE
 from tests.support.daemon import Daemon
 
@@ -19,7 +19,7 @@ def sandbox(root_daemon: Daemon) -> Iterator[str]:
 # Output has `end=''` where its pieces are counted: print() writes the end of a line by itself, perhaps much later.
 
 
-async def test_code_and_contexts(client: Client, sandbox: str) -> None:
+async def test_code_and_contexts(client: AsyncClient, sandbox: str) -> None:
     execution = await client.run_code(
         sandbox, "import os\nprint('out\\n', end='')\nx = os.environ['A']\nx", env={"A": "1"}, cwd="/"
     )
@@ -35,7 +35,7 @@ async def test_code_and_contexts(client: Client, sandbox: str) -> None:
     assert [each.id for each in await client.contexts(sandbox)] == ["default"]
 
 
-async def test_a_stream_and_its_end(client: Client, sandbox: str) -> None:
+async def test_a_stream_and_its_end(client: AsyncClient, sandbox: str) -> None:
     async with client.run_code_stream(sandbox, "print('out\\n', end='')\nraise ValueError('no')\n") as events:
         seen = [event async for event in events]
     kinds = [type(event) for event in seen]
@@ -49,7 +49,7 @@ async def test_a_stream_and_its_end(client: Client, sandbox: str) -> None:
     assert (caught.value.status, caught.value.kind) == (404, "unknown_context")
 
 
-async def test_a_stream_whose_sandbox_goes_is_an_api_error(client: Client, sandbox: str) -> None:
+async def test_a_stream_whose_sandbox_goes_is_an_api_error(client: AsyncClient, sandbox: str) -> None:
     async def listen() -> None:
         async with client.run_code_stream(sandbox, "print('up', end='', flush=True)\nwhile True: pass") as events:
             async for event in events:

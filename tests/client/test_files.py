@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sandboxd.client import ApiError, Client
+from sandboxd.client import ApiError, AsyncClient
 
 MIB = 1024 * 1024
 
 
-async def test_contents(client: Client, sandbox: str) -> None:
+async def test_contents(client: AsyncClient, sandbox: str) -> None:
     data = os.urandom(2 * MIB)
     assert await client.upload(sandbox, "dir/file", data, parents=True, mode=0o600) == len(data)
     assert await client.read_bytes(sandbox, "dir/file") == data
@@ -26,7 +26,7 @@ async def test_contents(client: Client, sandbox: str) -> None:
     assert raised.value.kind == "not_utf8"
 
 
-async def test_looking(client: Client, sandbox: str) -> None:
+async def test_looking(client: AsyncClient, sandbox: str) -> None:
     await client.shell(sandbox, "mkdir -p /tmp/t/d && cd /tmp/t && touch 1 2 3 d/4 $'\\xff' && ln -s 1 link")
     found = [entry async for entry in client.list_files(sandbox, "/tmp/t", depth=2, page=2)]
     assert [entry.exact_path for entry in found] == [b"1", b"2", b"3", b"d", b"d/4", b"link", b"\xff"]
@@ -39,7 +39,7 @@ async def test_looking(client: Client, sandbox: str) -> None:
     assert not await client.exists(sandbox, "/tmp/nonesuch")
 
 
-async def test_changing(client: Client, sandbox: str) -> None:
+async def test_changing(client: AsyncClient, sandbox: str) -> None:
     assert await client.mkdir(sandbox, "/tmp/a/b", mode=0o700) == 2
     await client.upload(sandbox, "/tmp/a/f", b"x")
     await client.copy(sandbox, "/tmp/a", "/tmp/c")
@@ -53,7 +53,7 @@ async def test_changing(client: Client, sandbox: str) -> None:
     assert (raised.value.status, raised.value.kind) == (409, "exists")
 
 
-async def test_an_upload_in_pieces(client: Client, sandbox: str) -> None:
+async def test_an_upload_in_pieces(client: AsyncClient, sandbox: str) -> None:
     assert (await client.upload_part(sandbox, "/tmp/f", b"abc", offset=0)).offset == 3
     with pytest.raises(ApiError) as raised:
         await client.upload_part(sandbox, "/tmp/f", b"abc", offset=0)
@@ -67,7 +67,7 @@ async def test_an_upload_in_pieces(client: Client, sandbox: str) -> None:
         await client.upload_state(sandbox, "/tmp/f")
 
 
-async def test_archives(client: Client, sandbox: str) -> None:
+async def test_archives(client: AsyncClient, sandbox: str) -> None:
     await client.upload(sandbox, "/tmp/t/f", b"content", parents=True)
     for format_ in ("tar", "tar.gz", "zip"):
         async with client.download_archive(sandbox, "/tmp/t", format=format_) as answer:  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ async def test_archives(client: Client, sandbox: str) -> None:
         assert await client.read_bytes(sandbox, f"/tmp/{format_}/f") == b"content"
 
 
-async def test_a_refused_archive_ends_the_upload_early(client: Client, sandbox: str) -> None:
+async def test_a_refused_archive_ends_the_upload_early(client: AsyncClient, sandbox: str) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("../out"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.client import ApiError, Client, ConnectionLost
+from sandboxd.client import ApiError, AsyncClient, ConnectionLost
 from tests.client.support import server
 from tests.support.daemon import Daemon
 
@@ -24,7 +24,7 @@ async def endless() -> AsyncIterator[bytes]:
 
 
 async def test_a_connection_serves_many_requests(root_daemon: Daemon) -> None:
-    async with Client(url(root_daemon)) as client:
+    async with AsyncClient(url(root_daemon)) as client:
         for _ in range(3):
             await client.health()
         with pytest.raises(ApiError):
@@ -33,14 +33,14 @@ async def test_a_connection_serves_many_requests(root_daemon: Daemon) -> None:
 
 
 async def test_requests_may_run_side_by_side(root_daemon: Daemon) -> None:
-    async with Client(url(root_daemon)) as client, trio.open_nursery() as nursery:
+    async with AsyncClient(url(root_daemon)) as client, trio.open_nursery() as nursery:
         for _ in range(30):
             nursery.start_soon(client.health)
 
 
 async def test_a_daemon_that_restarted_is_found_again(own_root_daemon: Daemon) -> None:
     own_root_daemon.start()
-    async with Client(url(own_root_daemon)) as client:
+    async with AsyncClient(url(own_root_daemon)) as client:
         await client.health()
         own_root_daemon.stop()
         own_root_daemon.start()
@@ -48,7 +48,7 @@ async def test_a_daemon_that_restarted_is_found_again(own_root_daemon: Daemon) -
 
 
 async def test_a_refusal_of_an_endless_upload_is_heard(root_daemon: Daemon) -> None:
-    async with Client(url(root_daemon)) as client:
+    async with AsyncClient(url(root_daemon)) as client:
         with trio.fail_after(LIMIT), pytest.raises(ApiError) as caught:
             await client.upload("nonesuch", "/tmp/x", endless())
         assert (caught.value.status, caught.value.kind) == (404, "not_found")
@@ -60,7 +60,7 @@ async def test_an_upload_whose_source_fails_changes_nothing(root_daemon: Daemon)
         yield b"new"
         raise RuntimeError("the disk is gone")
 
-    async with Client(url(root_daemon)) as client:
+    async with AsyncClient(url(root_daemon)) as client:
         sandbox = await client.create()
         try:
             await client.upload(sandbox.id, "/tmp/x", b"old")
@@ -73,7 +73,7 @@ async def test_an_upload_whose_source_fails_changes_nothing(root_daemon: Daemon)
 
 
 async def test_an_abandoned_download_does_not_spoil_the_next_request(root_daemon: Daemon) -> None:
-    async with Client(url(root_daemon)) as client:
+    async with AsyncClient(url(root_daemon)) as client:
         sandbox = await client.create()
         try:
             await client.upload(sandbox.id, "/tmp/x", bytes(8 * MIB))
@@ -87,7 +87,7 @@ async def test_an_abandoned_download_does_not_spoil_the_next_request(root_daemon
 
 
 async def test_a_cancelled_request_leaves_no_connection(root_daemon: Daemon) -> None:
-    async with Client(url(root_daemon)) as client:
+    async with AsyncClient(url(root_daemon)) as client:
         sandbox = await client.create()
         try:
             with trio.move_on_after(0.2) as scope:
@@ -111,14 +111,14 @@ async def test_a_cancelled_request_leaves_no_connection(root_daemon: Daemon) -> 
     ],
 )
 async def test_what_is_no_answer_is_a_lost_connection(tmp_path: Path, answer: bytes) -> None:
-    async with server(tmp_path / "s", answer) as address, Client(address) as client:
+    async with server(tmp_path / "s", answer) as address, AsyncClient(address) as client:
         with trio.fail_after(LIMIT), pytest.raises(ConnectionLost):
             await client.health()
 
 
 async def test_an_error_that_is_not_ours_is_named_by_its_status(tmp_path: Path) -> None:
     page = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 13\r\n\r\n<html></html>"
-    async with server(tmp_path / "s", page) as address, Client(address) as client:
+    async with server(tmp_path / "s", page) as address, AsyncClient(address) as client:
         with pytest.raises(ApiError, match="HTTP 502") as caught:
             await client.health()
         assert caught.value.status == 502

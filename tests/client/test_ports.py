@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import trio
 
-from sandboxd.client import ApiError, Client, ConnectionLost, Output
+from sandboxd.client import ApiError, AsyncClient, ConnectionLost, Output
 from tests.support.daemon import Daemon
 from tests.support.waiting import wait_until
 
@@ -52,7 +52,7 @@ def served(root_daemon: Daemon, sandbox: str) -> str:
     return sandbox
 
 
-async def test_what_listens_is_listed_with_who_listens(client: Client, served: str) -> None:
+async def test_what_listens_is_listed_with_who_listens(client: AsyncClient, served: str) -> None:
     listening, exposed = await client.ports(served)
     (port,) = listening
     assert (port.port, port.addresses, port.reachable, port.command) == (PORT, ("127.0.0.1",), True, "python3")
@@ -61,7 +61,7 @@ async def test_what_listens_is_listed_with_who_listens(client: Client, served: s
     assert exposed == []
 
 
-async def test_other_addresses_are_listed_as_out_of_reach(client: Client, served: str) -> None:
+async def test_other_addresses_are_listed_as_out_of_reach(client: AsyncClient, served: str) -> None:
     code = "import socket, time; s = socket.create_server(('127.0.0.9', 7009)); t = socket.socket(socket.AF_INET6); "
     code += "t.bind(('::', 7010)); t.listen(); print(1, flush=True); time.sleep(600)"
     async with client.exec(served, ["python3", "-c", code]) as command:
@@ -74,7 +74,7 @@ async def test_other_addresses_are_listed_as_out_of_reach(client: Client, served
     }
 
 
-async def test_exposing_and_concealing(client: Client, served: str) -> None:
+async def test_exposing_and_concealing(client: AsyncClient, served: str) -> None:
     exposed = await client.expose(served, PORT, token=True, ttl_ms=60_000)
     assert exposed.host.startswith(f"{PORT}-{served}.")
     assert exposed.protected
@@ -89,7 +89,7 @@ async def test_exposing_and_concealing(client: Client, served: str) -> None:
     assert refused.value.status == 404
 
 
-async def test_each_direction_ends_by_itself(client: Client, served: str) -> None:
+async def test_each_direction_ends_by_itself(client: AsyncClient, served: str) -> None:
     data = bytes(range(256)) * 20_000
     async with client.connect_port(served, PORT) as stream:
         await stream.send_all(b"d")
@@ -106,20 +106,20 @@ async def receive_all(receive: object) -> bytes:
     return received
 
 
-async def test_much_comes_whole_to_one_who_reads_late(client: Client, served: str) -> None:
+async def test_much_comes_whole_to_one_who_reads_late(client: AsyncClient, served: str) -> None:
     async with client.connect_port(served, PORT) as stream:
         await stream.send_all(b"m")
         assert await receive_all(stream.receive_some) == b"x" * (16 * MIB)
 
 
-async def test_a_reset_is_no_end(client: Client, served: str) -> None:
+async def test_a_reset_is_no_end(client: AsyncClient, served: str) -> None:
     async with client.connect_port(served, PORT) as stream:
         await stream.send_all(b"r")
         with pytest.raises(ConnectionLost, match="reset"):
             await receive_all(stream.receive_some)
 
 
-async def test_a_closed_port_says_so(client: Client, served: str) -> None:
+async def test_a_closed_port_says_so(client: AsyncClient, served: str) -> None:
     with pytest.raises(ApiError) as refused:
         async with client.connect_port(served, 9):
             pass
@@ -130,7 +130,7 @@ async def test_a_closed_port_says_so(client: Client, served: str) -> None:
     assert refused.value.status == 404
 
 
-async def test_many_streams_at_once(client: Client, served: str) -> None:
+async def test_many_streams_at_once(client: AsyncClient, served: str) -> None:
     async def echo(number: int) -> None:
         async with client.connect_port(served, PORT) as stream:
             await stream.send_all(b"e")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sandboxd.client import Client, DaemonUnreachable
+from sandboxd.client import AsyncClient, DaemonUnreachable
 from tests.client.test_background import output_until
 from tests.support.daemon import Daemon
 
@@ -35,7 +35,7 @@ async def test_requests_streams_and_websockets_pass(
     key = own_root_daemon.call("POST", "/v1/keys", {"name": "tls", "scopes": ["write"]}).json["key"]
     data = os.urandom(3 * MIB)
     with trio.fail_after(LIMIT):
-        async with Client(secure, api_key=key) as client:
+        async with AsyncClient(secure, api_key=key) as client:
             assert (await client.health()).status == "ok"
             assert await client.upload(sandbox, "file", data) == len(data)
             assert await client.read_bytes(sandbox, "file") == data
@@ -49,6 +49,6 @@ async def test_requests_streams_and_websockets_pass(
 
 
 async def test_a_certificate_of_somebody_else_is_refused(secure: str) -> None:
-    async with Client(secure) as client:
+    async with AsyncClient(secure) as client:
         with pytest.raises(DaemonUnreachable, match=r"certificate verify failed"):
             await client.health()

@@ -2,10 +2,10 @@
 
 import pytest
 
-from sandboxd.client import ApiError, Client
+from sandboxd.client import ApiError, AsyncClient
 
 
-async def test_a_watch_from_its_beginning_to_its_end(client: Client, sandbox: str) -> None:
+async def test_a_watch_from_its_beginning_to_its_end(client: AsyncClient, sandbox: str) -> None:
     made = await client.watch(sandbox, "/home/user", source="raw", recursive=False, ignore=["*.tmp"])
     assert await client.watches(sandbox) == [made]
     assert (made.path, made.source, made.recursive, made.ignore) == ("/home/user", "raw", False, ("*.tmp",))

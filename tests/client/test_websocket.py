@@ -19,6 +19,7 @@ from wsproto.events import (
 )
 
 from sandboxd.client.errors import ApiError, ConnectionLost
+from sandboxd.client.network.on_trio import TRIO, TrioStream
 from sandboxd.client.websocket import MAX_MESSAGE_BYTES, WebSocket, WebSocketClosed
 
 
@@ -44,7 +45,7 @@ class Server:
 async def ends() -> AsyncIterator[tuple[WebSocket, Server]]:
     ours, theirs = (trio.SocketStream(end) for end in trio.socket.socketpair())
     async with ours, theirs:
-        yield WebSocket(ours), Server(theirs)
+        yield WebSocket(TrioStream(ours), TRIO), Server(theirs)
 
 
 @pytest.fixture

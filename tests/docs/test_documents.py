@@ -1,5 +1,6 @@
 """What holds for all documents: links lead somewhere, nothing is said about one machine, README is short."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,6 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from sandboxd import manual
+from sandboxd.client import AsyncClient
 from sandboxd.config import Config
 from tests.docs.documents import DOCUMENTS
 from tests.support.daemon import CHECKOUT
@@ -85,3 +87,10 @@ def test_the_manual_lists_every_key_of_the_configuration_and_no_other() -> None:
 
 def test_the_manuals_contents_are_all_its_pages() -> None:
     assert sorted(manual.TOPICS) == [page.stem for page in sorted((CHECKOUT / "sandboxd/manual").glob("*.md"))]
+
+
+def test_the_sdks_page_lists_every_method_and_no_other() -> None:
+    page = (CHECKOUT / "sandboxd/manual/sdk.md").read_text()
+    table = page.partition("## What there is")[2]
+    public = {name for name, _ in inspect.getmembers(AsyncClient, callable) if not name.startswith("_")}
+    assert set(re.findall(r"`(\w+)`", table)) == public
