@@ -192,11 +192,37 @@ def settle_memory() -> None:
 
 
 def make_directories(config: Config) -> None:
+    """Make what is missing, and close to other users what is there and open. Raises: StartupError.
+
+    The runtime directory is to be entered by those who may use the socket; nobody else puts anything into it.
+    """
     try:
         for directory, mode in ((config.state_dir, 0o700), (config.runtime_dir, 0o755), (config.image_dir, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            close_directory(directory, mode)
     except OSError as error:
         raise StartupError(f"cannot make {error.filename}: {error.strerror}") from error
+
+
+# One of them is in each directory that a daemon has used.
+OWN_FILES = ("lock", "state.db", "pool.img", "names.json", "sandboxes", "sandboxd.sock")
+
+
+def close_directory(directory: Path, most: int) -> None:
+    """Take every permission beyond `most`, from a directory that is the daemon's alone. Raises: StartupError."""
+    found = directory.stat()
+    if found.st_uid != os.geteuid():
+        raise StartupError(f"{directory} is another user's: chown it to the daemon's user, or name another one")
+    if not stat.S_IMODE(found.st_mode) & 0o777 & ~most:
+        return
+    names = os.listdir(directory)
+    if names and not any(name in OWN_FILES for name in names):  # /tmp or /var/lib: others would lose it
+        raise StartupError(
+            f"other users may use {directory}, and it has other files than the daemon's: "
+            f"chmod {most:04o} {directory} if it is the daemon's, or name another one"
+        )
+    directory.chmod(stat.S_IMODE(found.st_mode) & most)
+    log.warning("other users could use %s: its mode is now %04o", directory, stat.S_IMODE(found.st_mode) & most)
 
 
 @contextlib.contextmanager

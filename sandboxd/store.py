@@ -407,6 +407,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    _close_files(path)
     try:
         connection = sqlite3.connect(path, check_same_thread=False)
         try:
@@ -419,6 +420,32 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise StartupError(f"cannot open the database {path}: {error}") from error
     return connection
+
+
+def _close_files(path: Path) -> None:
+    """Make the database if it is missing, and let nobody else read it: keys' hashes, environments, metadata.
+
+    SQLite gives its journal and index the mode of the database when it makes them; those of before may have another.
+    """
+    try:
+        _close_file(path, os.O_CREAT)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                _close_file(Path(f"{path}{suffix}"))
+    except OSError as error:
+        raise StartupError(f"cannot open the database {error.filename}: {error.strerror}") from error
+
+
+def _close_file(file: Path, flags: int = 0) -> None:
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():
+            raise StartupError(f"{file} is another user's: chown it to the daemon's user, or remove it")
+        if found.st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -8,6 +8,7 @@ from typing import IO, Any
 import click
 
 from sandboxd.cli.values import printable
+from sandboxd.printable import escaped_json
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 
@@ -38,12 +39,12 @@ def complain(message: object) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Indented: it is read by people too."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Indented: it is read by people too, on terminals."""
+    click.echo(escaped_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_json_line(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(escaped_json(json.dumps(value, ensure_ascii=False)))
     sys.stdout.flush()
 
 
@@ -92,7 +93,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Name and value, one pair per line."""
-    pairs = [(name, printable(value)) for name, value in facts if value not in (None, "", {}, ())]
+    pairs = [(printable(name), printable(value)) for name, value in facts if value not in (None, "", {}, ())]
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         click.echo(f"{name:<{width}}  {value}")

@@ -190,7 +190,7 @@ def clone(sandbox: str, count: int, name: str | None, timeout: int | None, as_js
             click.echo(each.id)
         _tell_cost(clones.cost)
     for error in clones.errors:
-        click.echo(f"sandboxctl: {error}", err=True)
+        complain(error)
     sys.exit(1 if clones.errors else 0)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from sandboxd.printable import escaped
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NUMBER = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -130,4 +132,4 @@ def show_time(moment: datetime | None) -> str:
 
 def printable(text: object) -> str:
     """Text that came over the wire, safe for a terminal: control characters, escapes above all, made visible."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    return escaped(str(text))
