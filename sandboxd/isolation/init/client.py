@@ -173,11 +173,6 @@ class Attachment:
         async with self._sending:
             await self._send(encode_frame(Op.STDIN_EOF))
 
-    async def wait_stdin_taken(self) -> None:
-        """Until the command's stdin has taken (or refused) every byte sent."""
-        while self._taken < self._sent and not self._stdin_closed:
-            await self._waiting_for_credit.park()
-
     async def resize(self, size: TerminalSize) -> None:
         async with self._sending:
             await self._send(encode_fields(Op.RESIZE, {Tag.COLS: size.cols, Tag.ROWS: size.rows}))
