@@ -215,7 +215,7 @@ def close_directory(directory: Path, most: int) -> None:
         raise StartupError(f"{directory} is another user's: chown it to the daemon's user, or name another one")
     if not stat.S_IMODE(found.st_mode) & 0o777 & ~most:
         return
-    names = os.listdir(directory)
+    names = set(os.listdir(directory)) - {"lost+found"}  # of a file system of its own
     if names and not any(name in OWN_FILES for name in names):  # /tmp or /var/lib: others would lose it
         raise StartupError(
             f"other users may use {directory}, and it has other files than the daemon's: "

@@ -73,3 +73,12 @@ def test_a_directory_of_other_things_is_not_closed(own: Daemon) -> None:
     assert own.wait() == 1
     assert mode(own.state) == 0o755
     assert f"chmod 0700 {own.state}" in own.log
+
+
+def test_a_file_system_of_its_own_is_closed_like_any_directory(own: Daemon) -> None:
+    """mkfs leaves lost+found in it, and a mode that lets everybody in."""
+    (own.state / "lost+found").mkdir(mode=0o700, parents=True)
+    own.state.chmod(0o755)
+    own.start()
+    assert mode(own.state) == 0o700
+    own.stop()
